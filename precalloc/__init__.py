@@ -1,0 +1,1 @@
+"""Precision allocation for analog neural-network accelerators."""

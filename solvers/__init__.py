@@ -1,0 +1,1 @@
+"""Separable convex resource allocation with certificates; knows nothing of torch or precalloc."""
