@@ -63,7 +63,7 @@ class Site:
 
 @dataclass(frozen=True)
 class MarginTable:
-    """First-order reach of every channel's noise into the class margins (DESIGN section 6).
+    """First-order reach of every channel's noise into the class margins.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class Provenance:
 class Profile:
     """Sensitivity of a network to MAC noise, per channel and noise kind, at unit noise and K = 1.
 
-    ``damage`` is s_u = 1/2 sum_i E_x[v_i(x) h_i(x)] (DESIGN section 4) with v_i the unit variance, in units of the loss
+    ``damage`` is s_u = 1/2 sum_i E_x[v_i(x) h_i(x)] with v_i the unit variance, in units of the loss
     (nats for cross-entropy). Channels of all sites stand one after the other in the order of ``sites``.
 
     Parameters
