@@ -7,6 +7,7 @@ every strength of the kinds that it holds, every K map, and both granularities; 
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,9 @@ class Site:
         dx: distance between the (100 - p)th and the pth percentile of all inputs.
     output_range
         The same of all outputs; full scale of the noise bits.
+    operand_range
+        The same of the programmed operand, where that is an activation; weights have their own range per channel.
+        Ranges are NaN before calibration.
     """
 
     name: str
@@ -57,8 +61,9 @@ class Site:
     outputs: float
     fan_in: float
     channels: int
-    input_range: float
-    output_range: float
+    input_range: float = math.nan
+    output_range: float = math.nan
+    operand_range: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ class Profile:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the profile as an ``.npz`` without pickles; the file appears whole or not at all."""
-        return _write_npz(Path(path), _header(self), _arrays(self))
+        return write_npz(Path(path), _header(self), _arrays(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:
@@ -202,7 +207,8 @@ def _arrays(profile: Profile) -> dict[str, FloatArray]:
     return arrays
 
 
-def _write_npz(path: Path, header: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> Path:
+def write_npz(path: Path, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Path:
+    """Write arrays and a JSON header to one ``.npz``; the file appears whole or not at all."""
     encoded = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".npz")

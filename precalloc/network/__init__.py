@@ -1,0 +1,1 @@
+"""Everything that touches a torch model: interception, sensitivity, simulation. The only part of precalloc that imports torch."""

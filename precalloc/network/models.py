@@ -1,0 +1,126 @@
+"""Models from a MODEL spec: ``path/file.py:factory`` or ``package.module:factory``, with optional weights."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from precalloc.errors import ModelError, PrecallocError
+
+
+def load_model(spec: str, weights: str | None = None) -> nn.Module:
+    """Build the model that ``spec`` names and load ``weights`` (``.safetensors`` or a tensors-only ``.pt``) into it.
+
+    Raises
+    ------
+    ModelError
+        If the file, module, factory or weights are missing, or the factory returns no ``nn.Module``.
+    """
+    model = call_factory(spec, ModelError)
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"'{spec}' returned {type(model).__name__}, not an nn.Module. Name a callable that builds the model."
+        )
+    if weights is not None:
+        _load_weights(model, Path(weights))
+    return model.eval()
+
+
+def call_factory(spec: str, error_type: type[PrecallocError]) -> object:
+    """Import ``module:name`` or ``file.py:name`` and call it without arguments."""
+    target, _, name = spec.rpartition(":")
+    if not target or not name:
+        raise error_type(f"'{spec}' names no factory. Write path/file.py:factory or package.module:factory.")
+    module = _import(target, error_type)
+    factory: Callable[[], object] | None = getattr(module, name, None)
+    if not callable(factory):
+        names = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        raise error_type(f"'{target}' has no callable '{name}'. It has: {', '.join(names) or 'none'}.")
+    return factory()
+
+
+def _import(target: str, error_type: type[PrecallocError]) -> ModuleType:
+    if not target.endswith(".py"):
+        try:
+            return importlib.import_module(target)
+        except ModuleNotFoundError as error:
+            raise error_type(
+                f"Module '{target}' cannot be imported ({error}). Check its name and PYTHONPATH."
+            ) from error
+    path = Path(target).resolve()
+    if not path.is_file():
+        raise error_type(f"File {target} does not exist. Check the path.")
+    name = f"precalloc_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickled references look their module up by name
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise error_type(f"{target} needs a package that is missing ({error}). Install it.") from error
+    return module
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise ModelError(f"Weights file {path} does not exist. Check the path.")
+    try:
+        model.load_state_dict(_read_weights(path))
+    except RuntimeError as error:
+        raise ModelError(f"Weights {path} do not fit the model: {' '.join(str(error).split())[:300]}") from error
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises pickle, zip and runtime errors alike
+        raise ModelError(
+            f"{path} is no tensors-only weights file ({type(error).__name__}). Save model.state_dict()."
+        ) from error
+    return state
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what cannot be intercepted or measured.
+
+    Raises
+    ------
+    ModelError
+        If the model is compiled or scripted, or a weight is NaN or infinite.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(
+                f"Module '{name}' is scripted, which hides its products. Pass the module it was scripted from."
+            )
+        if hasattr(module, "_orig_mod"):
+            raise ModelError(f"Module '{name}' is compiled, which hides its products. Pass its '_orig_mod'.")
+    # Buffers may rightly hold infinities (attention masks); parameters never.
+    for name, parameter in model.named_parameters():
+        bad = int((~parameter.isfinite()).sum())
+        if bad:
+            raise ModelError(f"Weight '{name}' has {bad} NaN or infinite values. Load sound weights.")
+
+
+def model_hash(model: nn.Module) -> str:
+    """Fingerprint of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

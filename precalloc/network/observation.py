@@ -1,0 +1,175 @@
+"""One recorded forward pass: what every product saw, and where the gradient of its output will arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from precalloc.network.data import Batch, call_model
+from precalloc.network.interception import intercept
+from precalloc.network.operators import Product
+
+Observer = Callable[[str, Product, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One product of a recorded pass.
+
+    Parameters
+    ----------
+    site
+        Name of its site.
+    edge
+        Where the gradient with respect to its output arrives. An edge, not the output itself, since the model may
+        change the output in place afterwards.
+    shape, channel_axes
+        Shape of the output, and its axes that number the channels (counted from the end; None: one channel).
+    weight
+        Its programmed operand as a separate variable, one for all calls of a site with the same weight.
+    x_energy
+        ||x||^2 of every output's receptive field, broadcastable to the output.
+    shot
+        Variance of every output under unit shot noise, without the per-channel factor of a static weight.
+    rows
+        Brings a static weight, or its gradient, to (channels, row length); None for an activation.
+    probes
+        Responses of the output to random standard normal changes of the programmed operand.
+    """
+
+    site: str
+    edge: GradientEdge
+    shape: torch.Size
+    channel_axes: tuple[int, ...] | None
+    weight: Tensor
+    rows: Callable[[Tensor], Tensor] | None
+    x_energy: Tensor
+    shot: Tensor
+    probes: tuple[Tensor, ...] = ()
+
+
+class Recorder:
+    """Handler of `intercept` that records every product and lets the gradient reach its output and its weight."""
+
+    def __init__(
+        self, probes: int = 0, generator: torch.Generator | None = None, observe: Observer | None = None
+    ) -> None:
+        self.calls: list[Call] = []
+        self._observe = observe
+        self._weights: dict[tuple[str, int], Tensor] = {}
+        self._probes, self._generator = probes, generator
+        self._changes: dict[int, list[Tensor]] = {}
+
+    def __call__(self, site: str, product: Product) -> Tensor:
+        """Compute the product with its weight as a variable of its own, and note the call."""
+        weight = self._variable(site, product)
+        y = product.apply(product.x, weight)
+        # A later in-place change of a view would be re-based past the node that is noted here.
+        y = y.clone() if y._is_view() else y
+        with torch.no_grad():
+            if self._observe is not None:
+                self._observe(site, product, y)
+            energy = product.x_energy(product.x.detach())
+            shot = energy
+            if product.w_mean_square is not None:
+                shot = energy * product.w_mean_square(product.w.detach())
+            probes = self._probe(product, weight) if self._probes else ()
+        edge = get_gradient_edge(y)
+        self.calls.append(Call(site, edge, y.shape, product.channel_axes, weight, product.rows, energy, shot, probes))
+        return y
+
+    def _probe(self, product: Product, weight: Tensor) -> tuple[Tensor, ...]:
+        """Responses to changes of the operand; the calls of one weight share its changes, as they share the array."""
+        if id(weight) not in self._changes:
+            draws = (torch.empty_like(product.w, memory_format=torch.contiguous_format) for _ in range(self._probes))
+            self._changes[id(weight)] = [draw.normal_(generator=self._generator) for draw in draws]
+        rest = product.apply(product.x, torch.zeros_like(product.w))  # the bias, to be taken off
+        return tuple(product.apply(product.x, change) - rest for change in self._changes[id(weight)])
+
+    def _variable(self, site: str, product: Product) -> Tensor:
+        if not product.is_static:
+            return product.w.view_as(product.w) if product.w.requires_grad else product.w.detach().requires_grad_()
+        key = (site, product.w.untyped_storage().data_ptr())
+        if key not in self._weights:
+            self._weights[key] = product.w.detach().requires_grad_()
+        return self._weights[key]
+
+
+def record(
+    model: nn.Module,
+    batch: Batch,
+    probes: int = 0,
+    generator: torch.Generator | None = None,
+    observe: Observer | None = None,
+) -> tuple[Tensor, list[Call]]:
+    """Run the model with gradients; return its logits and its products in order of execution.
+
+    ``probes`` random changes of every weight are drawn from ``generator``; ``observe(site, product, y)`` sees every call.
+    """
+    recorder = Recorder(probes, generator, observe)
+    with torch.enable_grad(), intercept(model, recorder):
+        logits = call_model(model, batch)
+    return logits, recorder.calls
+
+
+def output_gradients(target: Tensor, calls: Sequence[Call], keep_graph: bool = False) -> list[Tensor | None]:
+    """Gradients of ``target`` with respect to the output of every call; None where it has no influence."""
+    return list(torch.autograd.grad(target, [call.edge for call in calls], retain_graph=keep_graph, allow_unused=True))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which axis of a product's output numbers the examples, and whether examples are the outer index on it."""
+
+    axis: int
+    outer: bool
+
+
+def per_example(values: Tensor, call: Call, layout: Layout, examples: int) -> Tensor:
+    """Sum values of a call's output to (examples, channels)."""
+    axis, outer = layout.axis, layout.outer
+    split = values.unflatten(axis, (examples, -1) if outer else (-1, examples))
+    example_axis = axis if outer else axis + 1
+    channel_axes = [position + (position > axis) for position in _positions(call)]
+    kept = sorted([example_axis, *channel_axes])
+    summed_axes = [i for i in range(split.dim()) if i not in kept]
+    summed = split.sum(summed_axes) if summed_axes else split
+    return summed.permute([kept.index(i) for i in (example_axis, *channel_axes)]).reshape(examples, -1)
+
+
+def _positions(call: Call) -> list[int]:
+    return [axis + len(call.shape) for axis in call.channel_axes or ()]
+
+
+def find_layouts(model: nn.Module, batch: Batch) -> list[Layout | None]:
+    """Find, per call, how its output numbers the examples: only their own part can move the first example's logits.
+
+    None where no layout fits, because the model mixes examples.
+    """
+    examples = batch.size
+    logits, calls = record(model, batch)
+    # A fixed direction that no symmetry of the logits (their sum, their mean) can annihilate.
+    direction = torch.linspace(1.0, 2.0, logits.shape[1], device=logits.device) ** 2
+    gradients = output_gradients((logits[0] * direction).sum(), calls)
+    return [_layout(call, gradient, examples) for call, gradient in zip(calls, gradients, strict=True)]
+
+
+def _layout(call: Call, gradient: Tensor | None, examples: int) -> Layout | None:
+    for layout in _candidates(call, examples):
+        if gradient is None:
+            return layout
+        others = per_example(gradient.abs(), call, layout, examples)[1:]
+        if not bool(others.any()):
+            return layout
+    return None
+
+
+def _candidates(call: Call, examples: int) -> Iterator[Layout]:
+    for axis, size in enumerate(call.shape[:2]):
+        if axis not in _positions(call) and size % examples == 0:
+            yield Layout(axis, outer=True)
+            yield Layout(axis, outer=False)

@@ -1,0 +1,141 @@
+"""`profile`: one pass over the calibration data gives every sensitivity, range and prediction table."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from precalloc.errors import DataError, ModelError
+from precalloc.hardware import Hardware
+from precalloc.network.checkpoints import Checkpoint
+from precalloc.network.data import Batch, Data, as_data, call_model, data_hash
+from precalloc.network.folding import fold_batch_norm
+from precalloc.network.measurement import Measurement, Options
+from precalloc.network.models import check_model, model_hash
+from precalloc.network.observation import Layout, find_layouts
+from precalloc.network.sites import require_coverage, require_deterministic, survey
+from precalloc.network.state import untouched
+from precalloc.profiles import Profile, Provenance
+
+Progress = Callable[[int, int, str], None]
+
+
+def profile(
+    model: nn.Module,
+    data: object,
+    hardware: Hardware,
+    *,
+    seed: int = 0,
+    batch_size: int = 32,
+    margins: int = 3,
+    prediction_examples: int = 1000,
+    range_percentile: float = 99.99,
+    allow_uncovered: bool = False,
+    name: str = "",
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+) -> Profile:
+    """Measure how much noise on each site's products costs the network, in one pass over the calibration data.
+
+    Parameters
+    ----------
+    model
+        Trained classifier; any ``nn.Module``. It is run in evaluation mode and left as it was.
+    data
+        Calibration data, as `precalloc.network.data.as_data` takes it. Without labels the model's own predictions are
+        the reference.
+    hardware
+        Says which noise kinds to measure. Their strengths are applied on use, so the profile serves others as well.
+    seed
+        Of the drawn labels and signs; the same seed gives the same profile bit for bit on one machine.
+    batch_size
+        Examples at a time; bounds the memory.
+    margins
+        Class margins an example to follow for prediction; 0 leaves prediction out.
+    prediction_examples
+        Examples in the prediction tables.
+    range_percentile
+        p of the calibrated ranges.
+    allow_uncovered
+        Go on where MACs belong to no site; they count as digital.
+    name
+        What to call the model in the provenance.
+    progress
+        Called as ``progress(done, total, what)`` in examples.
+    checkpoint
+        File from which an interrupted run goes on, and which is gone after a finished one.
+
+    Raises
+    ------
+    ModelError, CoverageError, NondeterministicModelError, DataError
+        If the model or the data does not serve; see there.
+    """
+    source = as_data(data)
+    check_model(model)
+    with untouched(model):
+        first = next(source.batches(batch_size))
+        ready, _ = fold_batch_norm(model, lambda m: call_model(m, first))
+        counts, uncovered, _ = survey(ready, first)
+        require_coverage(counts, uncovered, allow_uncovered)
+        logits = require_deterministic(ready, first)
+        _check_labels(source, logits.shape[1])
+        margins = min(margins, logits.shape[1] - 1)
+        options = Options(hardware.kinds, seed, batch_size, margins, prediction_examples, range_percentile)
+        measurement = Measurement(options, counts, first.size, _layouts(ready, first), source.examples)
+        keeper = Checkpoint(checkpoint, f"{model_hash(model)} {data_hash(source)} {options}")
+        with keeper.running(measurement.state, measurement.restore):
+            _run(ready, source, measurement, keeper, progress)
+    provenance = Provenance(
+        model=name or type(model).__name__,
+        model_hash=model_hash(model),
+        data_hash=data_hash(source),
+        examples=source.examples,
+        labelled=source.labelled,
+        estimator="curvature",
+        seed=seed,
+        range_percentile=range_percentile,
+        versions={"python": platform.python_version(), "torch": torch.__version__, "precalloc": version("precalloc")},
+    )
+    return measurement.profile(provenance)
+
+
+def _run(model: nn.Module, data: Data, measurement: Measurement, keeper: Checkpoint, progress: Progress | None) -> None:
+    """Measure the batches that are not done yet."""
+    for index, batch in enumerate(data.batches(measurement.options.batch_size)):
+        if index < measurement.totals["batches"]:
+            continue
+        measurement.take(model, batch)
+        keeper.offer(measurement.state)
+        if progress is not None:
+            progress(int(measurement.totals["examples"]), data.examples, "profiling")
+
+
+def _check_labels(data: Data, classes: int) -> None:
+    if not data.labelled:
+        return
+    labels = torch.cat([part.labels for part in data.batches(4096) if part.labels is not None])
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise DataError(
+            f"Labels have shape {tuple(labels.shape)}, type {labels.dtype}. Give one class index an example."
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"Labels run from {low} to {high}, but the model has classes 0 to {classes - 1}. Check the data."
+        )
+
+
+def _layouts(model: nn.Module, batch: Batch) -> list[Layout]:
+    found = find_layouts(model, batch.take(3))
+    layouts = [layout for layout in found if layout is not None]
+    if len(layouts) < len(found):
+        raise ModelError(
+            "The model mixes the examples of a batch: one example's input changes another's logits. "
+            "Profile it with batch_size=1, or take out what couples them."
+        )
+    return layouts

@@ -1,0 +1,72 @@
+"""Exact percentile range of a stream of values, from its two tails alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def flat_view(t: Tensor) -> Tensor:
+    """All elements in memory order, without a copy where the tensor is dense (channels-last convolution outputs are)."""
+    order = sorted(range(t.dim()), key=t.stride, reverse=True)
+    return t.permute(order).reshape(-1)
+
+
+class TailRange:
+    """Distance between the (100 - p)th and the pth percentile, as ``numpy.percentile`` interpolates, in bounded memory.
+
+    Only the largest and smallest values can be near the percentiles, so only these are kept; the result is exact.
+
+    Parameters
+    ----------
+    percentile
+        p in (50, 100].
+    expected
+        Number of values to come; the tails are sized for it, with room for some more.
+    """
+
+    def __init__(self, percentile: float, expected: int) -> None:
+        self._percentile = percentile
+        self._size = int(math.ceil((1.0 - percentile / 100.0) * expected * 1.25)) + 2
+        self._tails = [torch.empty(0), torch.empty(0)]  # of the values, and of their negatives
+        self._count = 0
+
+    def update(self, values: Tensor) -> None:
+        """Take in further values of any shape."""
+        flat = flat_view(values.detach())
+        self._count += flat.numel()
+        low, high = torch.aminmax(flat)
+        for index, (extreme, sign) in enumerate(((high, 1.0), (-low, -1.0))):
+            self._tails[index] = self._merge(self._tails[index], flat, float(extreme), sign)
+
+    def _merge(self, tail: Tensor, flat: Tensor, extreme: float, sign: float) -> Tensor:
+        if len(tail) == self._size:
+            bound = float(tail[-1])  # ascending order of rank: the last is the smallest kept
+            if extreme <= bound:
+                return tail
+            flat = flat[flat > bound] if sign > 0 else flat[flat < -bound]
+        candidates = torch.cat([tail, (flat * sign).float().cpu()])
+        return candidates.topk(min(self._size, len(candidates))).values
+
+    def value(self) -> float:
+        """The range of all values so far; 0 before the first."""
+        if self._count == 0:
+            return 0.0
+        return self._quantile(self._tails[0]) + self._quantile(self._tails[1])
+
+    def _quantile(self, tail: Tensor) -> float:
+        rank = (self._count - 1) * (1.0 - self._percentile / 100.0)  # from the extreme inwards
+        inner = math.floor(rank)
+        assert inner < len(tail), "the stream was longer than it was said to be"
+        upper, lower = float(tail[inner]), float(tail[min(inner + 1, len(tail) - 1)])
+        return upper + (rank - inner) * (lower - upper)
+
+    def state(self) -> tuple[Tensor, Tensor, int]:
+        """Everything that a checkpoint must hold."""
+        return self._tails[0], self._tails[1], self._count
+
+    def restore(self, high: Tensor, low: Tensor, count: int) -> None:
+        """Go on from a checkpoint."""
+        self._tails, self._count = [high, low], count

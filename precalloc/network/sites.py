@@ -1,0 +1,222 @@
+"""Discovery of sites: which products a model computes on real inputs, and what does MACs without being one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from precalloc.errors import CoverageError, ModelError, NondeterministicModelError
+from precalloc.network.data import Batch, as_data, call_model
+from precalloc.network.folding import fold_batch_norm
+from precalloc.network.interception import PRODUCT_MODULES, intercept
+from precalloc.network.models import check_model
+from precalloc.network.operators import Product
+from precalloc.network.state import untouched
+from precalloc.profiles import Site
+
+
+@dataclass(frozen=True)
+class Uncovered:
+    """MACs per inference that belong to no site."""
+
+    name: str
+    operator: str
+    macs: float
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """What was found: sites in order of first execution, uncovered MACs, modules never called, batch norms folded."""
+
+    sites: tuple[Site, ...]
+    uncovered: tuple[Uncovered, ...] = ()
+    never_called: tuple[str, ...] = ()
+    folded: tuple[str, ...] = ()
+
+
+@dataclass
+class SiteCounts:
+    """Running counts of one site over calls."""
+
+    kind: str
+    channels: int
+    static: bool
+    macs: float = 0.0
+    outputs: int = 0
+    inputs: int = 0
+    operands: int = 0
+
+    def add(self, product: Product, y: Tensor) -> None:
+        """Count one call."""
+        self.macs += product.macs_per_output(y) * y.numel()
+        self.outputs += y.numel()
+        self.inputs += product.x.numel()
+        self.operands += 0 if self.static else product.w.numel()
+
+    def site(self, name: str, examples: int) -> Site:
+        """The site with its counts per inference."""
+        return Site(
+            name=name,
+            kind=self.kind,
+            macs=self.macs / examples,
+            outputs=self.outputs / examples,
+            fan_in=self.macs / self.outputs,
+            channels=self.channels,
+        )
+
+
+def count_call(counts: dict[str, SiteCounts], name: str, product: Product, y: Tensor) -> None:
+    """Add one call to its site's counts, a new site's if it is the first."""
+    if name not in counts:
+        channels = len(product.rows(product.w)) if product.rows is not None else 1
+        counts[name] = SiteCounts(product.operator, channels, product.is_static)
+    counts[name].add(product, y)
+
+
+def discover(model: nn.Module, data: object, *, batch_size: int = 32) -> SiteReport:
+    """Run the model on the first batch of ``data`` and list its sites and what is not covered.
+
+    Raises
+    ------
+    ModelError, DataError
+        If the model cannot be intercepted, or does not take the data.
+    """
+    batch = next(as_data(data).batches(batch_size))
+    check_model(model)
+    with untouched(model), torch.no_grad():
+        ready, folded = fold_batch_norm(model, lambda m: call_model(m, batch))
+        counts, uncovered, never_called = survey(ready, batch)
+    sites = tuple(count.site(name, batch.size) for name, count in counts.items())
+    return SiteReport(sites, uncovered, never_called, folded)
+
+
+def survey(model: nn.Module, batch: Batch) -> tuple[dict[str, SiteCounts], tuple[Uncovered, ...], tuple[str, ...]]:
+    """Count the products of one forward pass, and attribute every FLOP outside them to a module and an operator."""
+    run = _Survey(FlopCounterMode(display=False))
+    handles = [
+        module.register_forward_pre_hook(lambda *_, name=name: run.called.add(name))
+        for name, module in model.named_modules()
+    ]
+    try:
+        with torch.no_grad(), run.flops, intercept(model, run.on_product, run.on_other):
+            call_model(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    hidden = run.flops.get_total_flops() - run.seen_flops
+    if hidden > 0:
+        run.other_flops["", "code outside torch functions"] = hidden
+    uncovered = tuple(
+        Uncovered(name, operator, flops / 2 / batch.size) for (name, operator), flops in run.other_flops.items()
+    )
+    return run.counts, uncovered, _never_called(model, run)
+
+
+@dataclass
+class _Survey:
+    flops: FlopCounterMode
+    counts: dict[str, SiteCounts] = field(default_factory=dict)
+    other_flops: dict[tuple[str, str], float] = field(default_factory=dict)
+    seen_flops: int = 0
+    called: set[str] = field(default_factory=set)
+
+    def on_product(self, name: str, product: Product) -> Tensor:
+        before = self.flops.get_total_flops()
+        y = product.apply(product.x, product.w)
+        self.seen_flops += self.flops.get_total_flops() - before
+        count_call(self.counts, name, product, y)
+        return y
+
+    def on_other(self, path: str, operator: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401
+        before = self.flops.get_total_flops()
+        result = call()
+        flops = self.flops.get_total_flops() - before
+        self.seen_flops += flops
+        if operator in OPAQUE_OPERATORS and flops == 0:
+            flops = 2 * OPAQUE_OPERATORS[operator](result)
+        if flops:
+            key = (path, operator)
+            self.other_flops[key] = self.other_flops.get(key, 0) + flops
+        return result
+
+
+def _recurrent_outputs(result: Any) -> float:  # noqa: ANN401
+    """At least one MAC per output element: the flop counter does not know fused recurrent kernels, only that they run."""
+    first = result[0] if isinstance(result, tuple) else result
+    return float(first.numel())
+
+
+# Operators that do MACs in one fused kernel, which the flop counter does not count.
+OPAQUE_OPERATORS: Mapping[str, Callable[[Any], float]] = dict.fromkeys(
+    (
+        "lstm",
+        "gru",
+        "rnn_tanh",
+        "rnn_relu",
+        "lstm_cell",
+        "gru_cell",
+        "rnn_tanh_cell",
+        "rnn_relu_cell",
+        "bilinear",
+        "cdist",
+    ),
+    _recurrent_outputs,
+)
+
+
+def _never_called(model: nn.Module, run: _Survey) -> tuple[str, ...]:
+    """Modules with products that neither ran nor lent their weight to a functional product."""
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, PRODUCT_MODULES) and name not in run.called and name not in run.counts
+    )
+
+
+def require_coverage(counts: Mapping[str, SiteCounts], uncovered: tuple[Uncovered, ...], allow_uncovered: bool) -> None:
+    """Stop where there is nothing to allocate, or where MACs would silently be left out.
+
+    Raises
+    ------
+    ModelError
+        If the model has no sites.
+    CoverageError
+        If MACs belong to no site, unless ``allow_uncovered``.
+    """
+    if not counts:
+        raise ModelError("The model has no sites: no convolution, linear layer or matrix product ran on the data.")
+    if uncovered and not allow_uncovered:
+        named = ", ".join(f"{item.operator} in '{item.name or 'the model'}'" for item in uncovered[:5])
+        raise CoverageError(
+            f"{len(uncovered)} operators do MACs that no site covers: {named}. "
+            "Rewrite them as supported products, or allow uncovered MACs (--allow-uncovered): they then count as digital."
+        )
+
+
+def require_deterministic(model: nn.Module, batch: Batch) -> Tensor:
+    """Run the model twice on one batch; return its logits.
+
+    Raises
+    ------
+    NondeterministicModelError
+        If the outputs differ.
+    ModelError
+        If they are not finite.
+    """
+    with torch.no_grad():
+        first, second = call_model(model, batch), call_model(model, batch)
+    if not bool(first.isfinite().all()):
+        raise ModelError("The model's logits have NaN or infinite values on the data. Check weights and input scaling.")
+    scale = float(first.abs().max()) or 1.0
+    difference = float((first - second).abs().max())
+    if difference > 1e-4 * scale:
+        raise NondeterministicModelError(
+            f"The model gives different logits on the same input (by {difference:.3g}). "
+            "Switch off what is random in its forward (dropout with training=True, sampling)."
+        )
+    return first

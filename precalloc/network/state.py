@@ -1,0 +1,47 @@
+"""Leaves no trace: the user's model and the global random states are after every call as they were before."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Run the block with ``model`` in evaluation mode; restore its mode and all global random states afterwards."""
+    training = {module: module.training for module in model.modules()}
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with preserved_rng():
+        try:
+            # The fused transformer kernel computes a whole layer in one call and would hide its products.
+            torch.backends.mha.set_fastpath_enabled(False)
+            model.eval()
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+            for module, mode in training.items():
+                module.training = mode
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Restore the global random states of torch, numpy and Python after the block."""
+    # NumPy's legacy global state is the user's; it is only put back.
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+
+
+def seeded_generator(device: torch.device, *entropy: int) -> torch.Generator:
+    """Generator on a device from several integers, well mixed, so that neighbouring seeds share nothing."""
+    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator(device).manual_seed(seed)
