@@ -70,7 +70,7 @@ class Repetition:
     """
 
     redundancy: Redundancy
-    levels: str | tuple[float,...] = "integer"
+    levels: str | tuple[float, ...] = "integer"
     k_min: float = 1.0
     k_max: float = math.inf
 
@@ -83,7 +83,7 @@ class Hardware:
     """
 
     name: str
-    noise: tuple[NoiseTerm,...]
+    noise: tuple[NoiseTerm, ...]
     repetition: Repetition
     energy_per_mac_joule: float
     energy_per_conversion_joule: float = 0.0
@@ -91,7 +91,7 @@ class Hardware:
     energy_source: str = ""
 
     @property
-    def kinds(self) -> tuple[NoiseKind,...]:
+    def kinds(self) -> tuple[NoiseKind, ...]:
         """Noise kinds of this hardware, in the order of its file."""
         return tuple(term.kind for term in self.noise)
 
