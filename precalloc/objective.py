@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from precalloc.errors import ProfileError
-from precalloc.hardware import Hardware, NoiseTerm, Repetition
+from precalloc.hardware import Hardware, NoiseKind, NoiseTerm, Repetition
 from precalloc.profiles import FloatArray, Profile
 
 # Tolerance of comparisons between energies that are equal but were summed in another order.
@@ -142,11 +142,11 @@ def require_kinds(profile: Profile, hardware: Hardware) -> None:
         )
 
 
-def weighted_sum(values: Any, terms: tuple[NoiseTerm, ...], size: int) -> FloatArray:
+def weighted_sum(values: Mapping[NoiseKind, FloatArray], terms: tuple[NoiseTerm, ...], size: int) -> FloatArray:
     """Sum over noise terms of strength times the kind's values (size,)."""
     total: FloatArray = np.zeros(size)
     for term in terms:
-        total = total + term.strength * np.asarray(values[term.kind], dtype=float)
+        total = total + term.strength * np.asarray(values[term.kind], dtype=np.float64)
     return total
 
 
@@ -177,11 +177,14 @@ def noise_bits(profile: Profile, hardware: Hardware, k_of_channel: FloatArray) -
 
 def largest_uniform(repetition: Repetition, limit: float) -> float | None:
     """Largest K <= limit that the hardware can realise, or None."""
-    limit = min(limit * (1.0 + ROUNDING), repetition.k_max)
+    slack = min(limit * (1.0 + ROUNDING), repetition.k_max)
     if isinstance(repetition.levels, tuple):
-        return max((k for k in repetition.levels if repetition.k_min <= k <= limit), default=None)
-    k = float(math.floor(limit)) if repetition.levels == "integer" and math.isfinite(limit) else limit
-    return k if k >= smallest_k(repetition) else None
+        return max((k for k in repetition.levels if repetition.k_min <= k <= slack), default=None)
+    if repetition.levels == "integer":
+        k = float(math.floor(slack)) if math.isfinite(slack) else slack
+    else:
+        k = min(limit, repetition.k_max)
+    return k if k >= smallest_k(repetition) * (1.0 - ROUNDING) else None
 
 
 def smallest_uniform(repetition: Repetition, limit: float) -> float | None:

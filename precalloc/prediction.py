@@ -11,8 +11,8 @@ and the example is right where all its margins stay positive.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -213,7 +213,7 @@ def _summarise(clean: FloatArray, right: FloatArray, integration: FloatArray) ->
     return Prediction(accuracy, *accuracy_interval, float(clean.mean()), drop, *drop_interval)
 
 
-def _tables(profile: Profile, granularity: Granularity) -> Any:
+def _tables(profile: Profile, granularity: Granularity) -> Mapping[NoiseKind, FloatArray]:
     table: MarginTable | None = profile.margins
     if table is None:
         raise ProfileError("The profile holds no margins, so accuracy cannot be predicted. Profile the model again.")
@@ -227,9 +227,10 @@ def _tables(profile: Profile, granularity: Granularity) -> Any:
     return table.channel_covariance
 
 
-def _scaled_sum(tables: Any, terms: tuple[NoiseTerm, ...], shape: tuple[int, ...]) -> FloatArray:
+def _scaled_sum(
+    tables: Mapping[NoiseKind, FloatArray], terms: tuple[NoiseTerm, ...], shape: tuple[int, ...]
+) -> FloatArray:
     total: FloatArray = np.zeros(shape)
     for term in terms:
-        kind: NoiseKind = term.kind
-        total += term.strength * tables[kind][: shape[0]]
+        total += term.strength * tables[term.kind][: shape[0]]
     return total

@@ -10,5 +10,5 @@ class Progress(Protocol):
         """Take note that ``done`` of ``total`` steps of ``what`` are finished."""
 
 
-def silent(done: int, total: int, what: str) -> None:  # noqa: ARG001
+def silent(done: int, total: int, what: str) -> None:
     """Ignore all progress; what library functions use unless told otherwise."""
