@@ -26,7 +26,7 @@ def kmap_json(allocation: Allocation) -> str:
 
 
 def kmap_record(allocation: Allocation) -> dict[str, Any]:
-    """Describe an allocation in JSON-able values: shares for accuracies, joules for energies, the loss's unit for damage."""
+    """Describe an allocation in JSON-able values; accuracies are shares, damage is in units of the loss."""
     return {
         "schema": SCHEMA,
         "version": VERSION,
