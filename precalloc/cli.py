@@ -42,8 +42,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Choose how often an analog accelerator repeats each layer of a trained network.",
 )
-hardware_app = typer.Typer(help="List the hardware presets, or show one as a TOML file to start from.")
+hardware_app = typer.Typer()
 app.add_typer(hardware_app, name="hardware")
+
+
+@hardware_app.callback(invoke_without_command=True)
+def list_by_default(context: typer.Context) -> None:
+    """List the hardware presets, or show one as a TOML file to start from."""
+    if context.invoked_subcommand is None:
+        list_hardware()
+
 
 Model = Annotated[str, typer.Argument(help="path/file.py:factory, package.module:factory, .pt2 file or model folder")]
 OptionalModel = Annotated[str | None, typer.Argument(help="As for 'profile'; not needed with --profile.")]
@@ -160,10 +168,12 @@ def allocate(
             measured = Profile.load(profile)
         else:
             calibration, kept = workflow.load_examples(str(data)), out / workflow.PROFILE_FILE
+            assert network is not None
             measured = workflow.measure(network, str(model), calibration, chosen, effort, _checkpoint(kept))
             measured.save(kept)
         allocation = choose(measured, budget, max_drop=max_drop, hardware=chosen, granularity=granularity, seed=seed)
         if validate is not None:
+            assert network is not None
             allocation = workflow.validate_both(network, workflow.load_examples(validate), allocation, effort)
     _finish(allocation, out)
 

@@ -70,7 +70,7 @@ def summary_table(allocation: Allocation) -> Table:
     from precalloc.units import format_energy
 
     a, uniform = allocation, allocation.uniform
-    saving = None if a.saving is None else f"energy saved at equal accuracy: {figures.percent(a.saving)}"
+    saving = None if a.saving is None else f"energy saved at equal predicted accuracy: {figures.percent(a.saving)}"
     table = Table(title=escape(f"{a.hardware.name}, {a.request}"), caption=saving, title_justify="left")
     for heading in ("", "accuracy predicted", "simulated"):
         table.add_column(heading, justify="left" if not heading else "right")

@@ -116,7 +116,7 @@ class Objective:
 
     def sum_units(self, values: FloatArray) -> FloatArray:
         """Sum per-unit values (units,) to per-site values (sites,)."""
-        return np.bincount(self.site_of_unit, values, len(self.site_floor))
+        return np.bincount(self.site_of_unit, values, len(self.site_floor)).astype(np.float64)
 
 
 def split_terms(hardware: Hardware) -> tuple[tuple[NoiseTerm, ...], tuple[NoiseTerm, ...]]:

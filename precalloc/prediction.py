@@ -87,7 +87,7 @@ class Predictor:
             margins=margins,
             static=floor.reshape(-1),
             averaged=np.ascontiguousarray(per_unit.transpose(0, 2, 1)).reshape(-1, shape[1]),
-            directions=_directions(*margins.shape, seed),
+            directions=_directions(len(margins), margins.shape[1], seed),
         )
 
     @property
@@ -98,7 +98,8 @@ class Predictor:
     @property
     def units(self) -> int:
         """Number of units with a K of their own."""
-        return self.averaged.shape[1]
+        units: int = self.averaged.shape[1]
+        return units
 
     @property
     def clean_accuracy(self) -> float:
@@ -145,7 +146,7 @@ def orthant_probability(
     m = mean.shape[1]
     steps = directions @ _psd_cholesky(covariance).swapaxes(1, 2)
     radii, chi = _chi_table(m)
-    share = np.zeros(directions.shape[:2])
+    share: FloatArray = np.zeros(directions.shape[:2])
     for sense in (1.0, -1.0):
         first, last = _positive_radii(mean, sense * steps)
         share += np.where(last > first, np.interp(last, radii, chi) - np.interp(first, radii, chi), 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from precalloc.allocation import Allocation
 from precalloc.errors import DataError, ProfileError
@@ -41,7 +41,7 @@ def measure(
     """Profile a model; an interrupted run goes on from ``checkpoint``."""
     from precalloc.network.profiling import profile
 
-    return profile(
+    measured: Profile = profile(
         model,
         data,
         hardware,
@@ -52,6 +52,7 @@ def measure(
         progress=effort.progress,
         checkpoint=checkpoint,
     )
+    return measured
 
 
 def validate_both(model: nn.Module, data: object, allocation: Allocation, effort: Effort) -> Allocation:
@@ -117,15 +118,17 @@ def write_results(allocation: Allocation, directory: Path, command: str = "") ->
     return write_files(directory, contents)
 
 
-def load(model: str, weights: str | None) -> Any:  # noqa: ANN401 - torch's types stay out of cold starts
+def load(model: str, weights: str | None) -> nn.Module:
     """Load a model from its specification."""
     from precalloc.network.models import load_model
 
-    return load_model(model, weights)
+    network: nn.Module = load_model(model, weights)
+    return network
 
 
 def load_examples(data: str) -> object:
     """Load data from its specification."""
     from precalloc.network.data import load_data
 
-    return load_data(data)
+    examples: object = load_data(data)
+    return examples
