@@ -187,6 +187,9 @@ class Allocator:
     def _solve(self, energy: float) -> tuple[FloatArray, Solution]:
         """K of least damage within an energy, and the solver's certificate; never worse than uniform K."""
         energy = max(energy, self.least_joule)
+        most = self.objective.cost_at_k1 * self.hardware.repetition.k_max
+        if energy >= most * (1.0 - ROUNDING):  # "64x" is K = 64 everywhere, however its energy was rounded
+            energy = most * (1.0 + ROUNDING)
         solution = solve(self.problem.with_budget(energy), self.method)
         if not solution.status.is_usable:
             raise BudgetError(
