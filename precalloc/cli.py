@@ -32,7 +32,7 @@ class _Group(TyperGroup):
             typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
-            typer.echo("Interrupted. Run the same command again to resume.", err=True)
+            typer.echo("Interrupted. Run the same command again to resume its measurement.", err=True)
             raise typer.Exit(130) from error
 
 
@@ -82,12 +82,12 @@ def demo(
     chosen = Hardware.load(hardware)
     model, calibration = demo_model.build(), workflow.load_examples(str(demo_model.CALIBRATION))
     with progress_bars() as progress:
-        effort = workflow.Effort(seed=seed, progress=progress)
-        profile = workflow.measure(model, "precalloc demo", calibration, chosen, effort)
+        effort, kept = workflow.Effort(seed=seed, progress=progress), out / workflow.PROFILE_FILE
+        profile = workflow.measure(model, "precalloc demo", calibration, chosen, effort, _checkpoint(kept))
+        profile.save(kept)
         allocation = choose(profile, budget, hardware=chosen, granularity=granularity, seed=seed)
         evaluation = workflow.load_examples(str(demo_model.EVALUATION))
         allocation = workflow.validate_both(model, evaluation, allocation, effort)
-    profile.save(out / workflow.PROFILE_FILE)
     _finish(allocation, out)
 
 

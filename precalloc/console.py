@@ -98,7 +98,7 @@ def kmap_table(allocation: Allocation) -> Table:
     table = Table(title="K map", title_justify="left")
     table.add_column("site", overflow="fold", ratio=1)
     for heading in ("MACs", "K", "energy", "damage", "bits"):
-        table.add_column(heading, justify="right", no_wrap=heading != "K")
+        table.add_column(heading, justify="right", no_wrap=True)
     for entry in allocation:
         numbers = format_energy(entry.energy_joule), f"{entry.damage:.2g}", f"{entry.noise_bits:.1f}"
         table.add_row(escape(entry.site.name), figures.count(entry.site.macs), figures.repetitions(entry), *numbers)

@@ -37,8 +37,8 @@ def count(value: float) -> str:
 
 
 def repetitions(entry: SiteAllocation | UniformAllocation) -> str:
-    """Write K: "12", or "4..31, mean 12.5" for channels that differ."""
+    """Write K: "12", or mean and range "12.5 (4..31)" for channels that differ."""
     if isinstance(entry, UniformAllocation):
         return f"{entry.repetitions:.4g}"
     low, high = float(entry.repetitions.min()), float(entry.repetitions.max())
-    return f"{low:.4g}" if low == high else f"{low:.3g}..{high:.3g}, mean {entry.mean_repetitions:.3g}"
+    return f"{low:.4g}" if low == high else f"{entry.mean_repetitions:.3g} ({low:.3g}..{high:.3g})"
