@@ -1,1 +1,70 @@
 """Precision allocation for analog neural-network accelerators."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from precalloc.accuracy import SimulatedAccuracy
+    from precalloc.allocation import Allocation
+    from precalloc.allocator import allocate
+    from precalloc.budgets import Budget
+    from precalloc.errors import PrecallocError
+    from precalloc.hardware import Hardware
+    from precalloc.kmaps import KMap
+    from precalloc.network.profiling import profile
+    from precalloc.network.simulation import validate
+    from precalloc.network.sites import discover as sites
+    from precalloc.prediction import Prediction
+    from precalloc.profiles import Profile, Site
+    from precalloc.sweeping import sweep
+
+__version__ = "0.1.0"
+
+# Loaded on first use: torch, pandas and pint take longer to start than an allocation takes to compute.
+_EXPORTS = {
+    "Allocation": "precalloc.allocation",
+    "Budget": "precalloc.budgets",
+    "Hardware": "precalloc.hardware",
+    "KMap": "precalloc.kmaps",
+    "PrecallocError": "precalloc.errors",
+    "Prediction": "precalloc.prediction",
+    "Profile": "precalloc.profiles",
+    "SimulatedAccuracy": "precalloc.accuracy",
+    "Site": "precalloc.profiles",
+    "allocate": "precalloc.allocator",
+    "profile": "precalloc.network.profiling",
+    "sites": "precalloc.network.sites:discover",
+    "sweep": "precalloc.sweeping",
+    "validate": "precalloc.network.simulation",
+}
+
+__all__ = [
+    "Allocation",
+    "Budget",
+    "Hardware",
+    "KMap",
+    "PrecallocError",
+    "Prediction",
+    "Profile",
+    "SimulatedAccuracy",
+    "Site",
+    "__version__",
+    "allocate",
+    "profile",
+    "sites",
+    "sweep",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _EXPORTS[name].partition(":")
+    return getattr(import_module(module), attribute or name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
-
-from precalloc.errors import HardwareError
+from typing import Any
 
 
 class NoiseKind(StrEnum):
@@ -79,6 +79,8 @@ class Repetition:
 class Hardware:
     """An analog accelerator: noise terms, realisable repetitions and energy at K = 1.
 
+    Files and their schema are read by ``precalloc.hardware_files``, imported on use since pydantic and pint are slow.
+
     Energy of a site at K repetitions is K * (macs * energy_per_mac_joule + outputs * energy_per_conversion_joule).
     """
 
@@ -99,7 +101,47 @@ class Hardware:
         """Whether this hardware's repetition reduces the term; otherwise the term is a floor."""
         return self.repetition.redundancy in term.averaged_by
 
-    @classmethod
-    def load(cls, source: str) -> Self:
-        """Read a preset by name or a TOML file by path."""
-        raise HardwareError(source)
+    @staticmethod
+    def presets() -> tuple[str, ...]:
+        """Names of the presets that ``load`` knows."""
+        from precalloc import hardware_files
+
+        return hardware_files.preset_names()
+
+    @staticmethod
+    def load(source: str | os.PathLike[str]) -> Hardware:
+        """Read a preset by name or a TOML file by path.
+
+        Raises
+        ------
+        HardwareError
+            If there is no such preset or file, or what it says is malformed; names file, entry, value and remedy.
+        """
+        from precalloc import hardware_files
+
+        return hardware_files.load(source)
+
+    @staticmethod
+    def from_dict(record: Mapping[str, Any], where: str = "record") -> Hardware:
+        """Read what ``to_dict`` gave; ``where`` names its origin in messages.
+
+        Raises
+        ------
+        HardwareError
+            If an entry is missing, unknown or malformed.
+        """
+        from precalloc import hardware_files
+
+        return hardware_files.from_record(record, where)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe the hardware in JSON-able values: SI numbers with the unit in their name, no upper bound as None."""
+        from precalloc import hardware_files
+
+        return hardware_files.to_record(self)
+
+    def to_toml(self) -> str:
+        """Describe the hardware as a TOML file that ``load`` reads back to an equal value."""
+        from precalloc import hardware_files
+
+        return hardware_files.to_toml(self)

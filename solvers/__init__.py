@@ -1,1 +1,28 @@
 """Separable convex resource allocation with certificates; knows nothing of torch or precalloc."""
+
+from solvers.auto import solve
+from solvers.errors import MethodError, MissingPackageError, ProblemError, SolverError
+from solvers.levels import Continuous, Integer, Levels, Listed
+from solvers.problem import Problem
+from solvers.solution import PROOF_TOLERANCE, Solution, Stats, Status
+from solvers.terms import Exponential, Power, Term
+
+__all__ = [
+    "PROOF_TOLERANCE",
+    "Continuous",
+    "Exponential",
+    "Integer",
+    "Levels",
+    "Listed",
+    "MethodError",
+    "MissingPackageError",
+    "Power",
+    "Problem",
+    "ProblemError",
+    "Solution",
+    "SolverError",
+    "Stats",
+    "Status",
+    "Term",
+    "solve",
+]

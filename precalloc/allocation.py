@@ -1,0 +1,156 @@
+"""The K map within an energy budget, or the least energy for an accuracy: values, and the function that finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from precalloc.accuracy import SimulatedAccuracy
+from precalloc.hardware import Hardware
+from precalloc.kmaps import KMap
+from precalloc.objective import Granularity
+from precalloc.prediction import Prediction
+from precalloc.profiles import FloatArray, Provenance, Site
+
+
+@dataclass(frozen=True)
+class UniformAllocation:
+    """One K for the whole network, with the same figures as an allocation."""
+
+    repetitions: float
+    energy_joule: float
+    damage: float
+    predicted: Prediction | None
+    simulated: SimulatedAccuracy | None = None
+
+
+@dataclass(frozen=True)
+class SiteAllocation:
+    """What one site is given: K (one, or one a channel), energy per inference, damage (floor included), noise bits."""
+
+    site: Site
+    repetitions: FloatArray
+    energy_joule: float
+    damage: float
+    noise_bits: float
+
+    @property
+    def mean_repetitions(self) -> float:
+        """Mean K of the site's channels, which share its MACs equally."""
+        return float(self.repetitions.mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """A K map with its certificate, its prediction, and uniform K beside it.
+
+    Parameters
+    ----------
+    granularity
+        Whether sites or channels carry their own K.
+    hardware
+        What it is for.
+    sites
+        One entry a site, in order of execution.
+    request
+        The budget or the accuracy that was asked for, as text.
+    budget_joule
+        Energy per inference that may be used; for a wanted accuracy, the least that was found to reach it.
+    max_drop
+        The accuracy drop that may not be exceeded, or None where a budget was given.
+    energy_joule
+        Energy per inference that is used.
+    objective
+        Predicted damage (increase of the loss), the floor included.
+    floor
+        Damage by noise that no repetition reduces.
+    lower_bound, gap, multiplier, status
+        No allocation within the budget has less damage than ``lower_bound``; ``gap`` is the objective minus it;
+        ``multiplier`` is the damage that one more joule takes away; ``status`` is "optimal" or "certified".
+    predicted, simulated
+        Accuracy from margin covariances (None without margins), and by noise simulation (None until validated).
+    uniform
+        Largest uniform K within the same budget.
+    matching_uniform
+        Least uniform K that reaches the same predicted accuracy (or, for a wanted accuracy, reaches it too); None
+        where none does.
+    provenance
+        Of the profile.
+    seed
+        Of the prediction's integration.
+    """
+
+    granularity: Granularity
+    hardware: Hardware
+    sites: tuple[SiteAllocation, ...]
+    request: str
+    budget_joule: float
+    max_drop: float | None
+    energy_joule: float
+    objective: float
+    floor: float
+    lower_bound: float
+    gap: float
+    multiplier: float
+    status: str
+    predicted: Prediction | None
+    uniform: UniformAllocation
+    matching_uniform: UniformAllocation | None
+    provenance: Provenance
+    seed: int
+    simulated: SimulatedAccuracy | None = None
+
+    def __post_init__(self) -> None:
+        for entry in self:
+            entry.repetitions.setflags(write=False)
+        assert self.objective <= self.uniform.damage, "worse than uniform at the same energy"
+
+    def __iter__(self) -> Iterator[SiteAllocation]:
+        return iter(self.sites)
+
+    @property
+    def repetitions(self) -> FloatArray:
+        """K of every unit, in the order of the sites, shape (units,)."""
+        return np.concatenate([entry.repetitions for entry in self.sites])
+
+    @property
+    def by_site(self) -> dict[str, FloatArray]:
+        """K by site name: shape (1,), or (channels,) at channel granularity."""
+        return {entry.site.name: entry.repetitions for entry in self.sites}
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates per inference at one repetition everywhere."""
+        return sum(entry.site.macs for entry in self.sites)
+
+    @property
+    def energy_per_mac_joule(self) -> float:
+        """Energy per inference over MACs per inference."""
+        return self.energy_joule / self.macs
+
+    @property
+    def mean_repetitions(self) -> float:
+        """Energy over that of one repetition everywhere."""
+        return self.energy_joule / self.uniform.energy_joule * self.uniform.repetitions
+
+    @property
+    def saving(self) -> float | None:
+        """Share of the energy of uniform K that is saved at equal predicted accuracy; None where unknown."""
+        if self.matching_uniform is None:
+            return None
+        return 1.0 - self.energy_joule / self.matching_uniform.energy_joule
+
+    def kmap(self) -> KMap:
+        """Give the K map alone."""
+        return KMap(self.granularity, self.hardware, self.by_site)
+
+    def uniform_kmap(self) -> KMap:
+        """Give the K map of the uniform allocation beside this one, per layer."""
+        each = np.array([self.uniform.repetitions])
+        return KMap(Granularity.LAYER, self.hardware, {entry.site.name: each for entry in self.sites})
+
+    def with_simulation(self, simulated: SimulatedAccuracy, uniform: SimulatedAccuracy | None = None) -> Allocation:
+        """Add simulated accuracies of this allocation and of the uniform one beside it."""
+        return replace(self, simulated=simulated, uniform=replace(self.uniform, simulated=uniform))

@@ -1,0 +1,279 @@
+"""Choosing K: the best map within an energy budget, and the least energy for a wanted accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from precalloc.allocation import Allocation, SiteAllocation, UniformAllocation
+from precalloc.budgets import Budget
+from precalloc.errors import BudgetError
+from precalloc.hardware import Hardware
+from precalloc.objective import (
+    ROUNDING,
+    Granularity,
+    Objective,
+    largest_uniform,
+    noise_bits,
+    parse_granularity,
+    smallest_k,
+    smallest_uniform,
+    split_terms,
+)
+from precalloc.prediction import Prediction, Predictor
+from precalloc.profiles import FloatArray, Profile
+from precalloc.search import least
+from precalloc.units import format_energy
+from solvers import Problem, Solution, solve
+
+
+def allocate(
+    profile: Profile,
+    budget: str | Budget | None = None,
+    *,
+    max_drop: float | None = None,
+    hardware: Hardware,
+    granularity: str = "layer",
+    method: str = "auto",
+    seed: int = 0,
+) -> Allocation:
+    """Choose the repetitions that lose least within a budget, or cost least for a wanted accuracy.
+
+    Minimises sum_u s_u / K_u subject to sum_u c_u K_u <= B over the K that the hardware can realise.
+
+    Parameters
+    ----------
+    profile
+        What was measured of the model.
+    budget
+        "3 nJ" (per inference), "20 aJ/MAC", "15x" (mean repetitions) or "40% of 15x".
+    max_drop
+        Instead of a budget: how much accuracy may drop, as a share (0.02 is two points). The upper 95 % limit of the
+        predicted drop is kept below it at the least energy.
+    hardware
+        Noise, energy and realisable K.
+    granularity
+        "layer" or "channel".
+    method
+        Of ``solvers.solve``.
+    seed
+        Of the prediction's integration over noise.
+
+    Raises
+    ------
+    BudgetError
+        If the budget is malformed or below the least feasible one, or no K reaches the wanted accuracy.
+    ProfileError
+        If the profile lacks what the hardware or the request needs.
+    """
+    if (budget is None) == (max_drop is None):
+        raise BudgetError("Give either a budget, such as '15x', or a greatest accuracy drop, such as 0.02.")
+    allocator = Allocator.of(profile, hardware, parse_granularity(granularity), method, seed)
+    if max_drop is not None:
+        return allocator.reaching(max_drop)
+    return allocator.within(budget if isinstance(budget, Budget) else Budget.parse(str(budget)))
+
+
+@dataclass(frozen=True, eq=False)
+class Allocator:
+    """A profile on a hardware at one granularity, prepared for many budgets.
+
+    ``predictor`` is None where the profile holds no margins for the granularity.
+    """
+
+    profile: Profile
+    hardware: Hardware
+    objective: Objective
+    predictor: Predictor | None
+    problem: Problem
+    least_joule: float
+    method: str
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        profile: Profile,
+        hardware: Hardware,
+        granularity: Granularity = Granularity.LAYER,
+        method: str = "auto",
+        seed: int = 0,
+    ) -> Allocator:
+        """Prepare allocations.
+
+        Raises
+        ------
+        ProfileError
+            If the profile lacks a noise kind of the hardware.
+        """
+        objective = Objective.of(profile, hardware, granularity)
+        table = profile.margins
+        predictable = table is not None and (granularity is Granularity.LAYER or table.channel_covariance is not None)
+        predictor = Predictor.of(profile, hardware, granularity, seed) if predictable else None
+        repetition = hardware.repetition
+        problem = Problem(
+            objective.damage,
+            objective.cost_joule,
+            0.0,
+            smallest_k(repetition),
+            repetition.k_max,
+            repetition.levels if isinstance(repetition.levels, str) else np.array(repetition.levels),
+            objective.floor,
+        )
+        least_joule = float(solve(problem).least_budget)  # of a budget of nothing: infeasible by what K cost at least
+        return cls(profile, hardware, objective, predictor, problem, least_joule, method, seed)
+
+    def within(self, budget: Budget) -> Allocation:
+        """Choose the K of least damage within a budget.
+
+        Raises
+        ------
+        BudgetError
+            If it is below the least feasible one.
+        """
+        cost, macs = self.objective.cost_at_k1, self.objective.macs
+        energy = budget.energy_joule(cost, macs)
+        if energy < self.least_joule * (1.0 - ROUNDING):
+            raise BudgetError(
+                f"Budget {budget} is {format_energy(self.least_joule - energy)} per inference short: the least K of "
+                f"{self.hardware.name!r}, {smallest_k(self.hardware.repetition):g} everywhere, takes "
+                f"{format_energy(self.least_joule)}. Give at least {budget.express(self.least_joule, cost, macs)}."
+            )
+        k, solution = self._solve(energy)
+        predicted = self._predict(k)
+        matching = None
+        if predicted is not None:
+            matching = self._least_uniform(lambda other: other.accuracy >= predicted.accuracy)
+        return self._result(k, solution, energy, predicted, matching, str(budget), None)
+
+    def reaching(self, max_drop: float) -> Allocation:
+        """Choose K at the least energy that keeps the upper 95 % limit of the predicted drop within ``max_drop``.
+
+        Raises
+        ------
+        BudgetError
+            If no K that the hardware can realise reaches it.
+        ProfileError
+            If the profile holds no margins for the granularity.
+        """
+        if not 0.0 < max_drop < 1.0:
+            raise BudgetError(f"Accuracy drop {max_drop!r} must lie between 0 and 1: two points are 0.02.")
+        predictor = self.predictor or Predictor.of(self.profile, self.hardware, self.objective.granularity)
+        repetition, cost = self.hardware.repetition, self.objective.cost_at_k1
+        best = predictor.predict(repetition.k_max)
+        multiple = None
+        if best.drop_high <= max_drop:
+            multiple = least(
+                lambda x: predictor.predict(self._solve(x * cost)[0]).drop_high <= max_drop,
+                self.least_joule / cost,
+                repetition.k_max,
+            )
+        if multiple is None:
+            raise BudgetError(self._explain_unreachable(max_drop, best))
+        energy = max(multiple * cost, self.least_joule)
+        k, solution = self._solve(energy)
+        matching = self._least_uniform(lambda other: other.drop_high <= max_drop)
+        request = f"accuracy drop of at most {100.0 * max_drop:g} points"
+        return self._result(k, solution, energy, predictor.predict(k), matching, request, max_drop)
+
+    def uniform(self, k: float) -> UniformAllocation:
+        """Give the figures of one K for the whole network."""
+        return UniformAllocation(k, self.objective.energy_joule(k), self.objective.damage_at(k), self._predict(k))
+
+    def _solve(self, energy: float) -> tuple[FloatArray, Solution]:
+        """K of least damage within an energy, and the solver's certificate; never worse than uniform K."""
+        energy = max(energy, self.least_joule)
+        most = self.objective.cost_at_k1 * self.hardware.repetition.k_max
+        if energy >= most * (1.0 - ROUNDING):  # "64x" is K = 64 everywhere, however its energy was rounded
+            energy = most * (1.0 + ROUNDING)
+        solution = solve(self.problem.with_budget(energy), self.method)
+        if not solution.status.is_usable:
+            raise BudgetError(
+                f"Method {self.method!r} found no allocation within {format_energy(energy)}: {solution.message}"
+            )
+        same = np.full(solution.k.shape, self._affordable_uniform(energy))
+        return min(solution.k, same, key=self.objective.damage_at), solution
+
+    def _affordable_uniform(self, energy: float) -> float:
+        k = largest_uniform(self.hardware.repetition, energy / self.objective.cost_at_k1)
+        return smallest_k(self.hardware.repetition) if k is None else k  # short by rounding alone
+
+    def _predict(self, k: FloatArray | float) -> Prediction | None:
+        return None if self.predictor is None else self.predictor.predict(k)
+
+    def _least_uniform(self, holds: Callable[[Prediction], bool]) -> UniformAllocation | None:
+        """Least uniform K whose prediction satisfies a condition that keeps holding as K grows."""
+        repetition, predictor = self.hardware.repetition, self.predictor
+        if predictor is None or not holds(predictor.predict(repetition.k_max)):
+            return None
+
+        @cache
+        def reaches(k: float | None) -> bool:
+            return k is not None and holds(predictor.predict(k))
+
+        found = least(lambda x: reaches(smallest_uniform(repetition, x)), smallest_k(repetition), repetition.k_max)
+        k = None if found is None else smallest_uniform(repetition, found)
+        return None if k is None else self.uniform(k)
+
+    def _explain_unreachable(self, max_drop: float, best: Prediction) -> str:
+        static = [term.kind.value for term in split_terms(self.hardware)[1]]
+        where = (
+            f"K = {self.hardware.repetition.k_max:g} everywhere"
+            if self.hardware.repetition.k_max < math.inf
+            else "any K"
+        )
+        cause = f" ({' and '.join(static)} noise is not averaged by this hardware's repetitions)" if static else ""
+        return (
+            f"A drop of at most {100.0 * max_drop:g} points cannot be promised on {self.hardware.name!r}: at {where} "
+            f"the predicted drop is {100.0 * best.drop:.2f} points, up to {100.0 * best.drop_high:.2f} at 95 % "
+            f"confidence{cause}. Allow more, or profile more examples for a narrower interval."
+        )
+
+    def _result(
+        self,
+        k: FloatArray,
+        solution: Solution,
+        energy: float,
+        predicted: Prediction | None,
+        matching: UniformAllocation | None,
+        request: str,
+        max_drop: float | None,
+    ) -> Allocation:
+        objective = self.objective
+        damage = objective.damage_at(k)
+        lower_bound = min(solution.lower_bound, damage)
+        return Allocation(
+            granularity=objective.granularity,
+            hardware=self.hardware,
+            sites=self._site_allocations(k),
+            request=request,
+            budget_joule=energy,
+            max_drop=max_drop,
+            energy_joule=objective.energy_joule(k),
+            objective=damage,
+            floor=objective.floor,
+            lower_bound=lower_bound,
+            gap=damage - lower_bound,
+            multiplier=float(solution.multiplier),
+            status=str(solution.status),
+            predicted=predicted,
+            uniform=self.uniform(self._affordable_uniform(energy)),
+            matching_uniform=matching,
+            provenance=self.profile.provenance,
+            seed=self.seed,
+        )
+
+    def _site_allocations(self, k: FloatArray) -> tuple[SiteAllocation, ...]:
+        profile, objective = self.profile, self.objective
+        of_channel = k[profile.site_of_channel] if objective.granularity is Granularity.LAYER else k
+        bits = noise_bits(profile, self.hardware, of_channel)
+        damage = objective.site_damage(k)
+        energy = objective.sum_units(objective.cost_joule * k)
+        return tuple(
+            SiteAllocation(site, k[objective.site_of_unit == i], float(energy[i]), float(damage[i]), float(bits[i]))
+            for i, site in enumerate(profile.sites)
+        )

@@ -1,0 +1,111 @@
+"""An allocation as ``kmap.json`` for programs and ``kmap.csv`` for spreadsheets."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict
+from typing import Any
+
+from precalloc import __version__
+from precalloc.accuracy import SimulatedAccuracy
+from precalloc.allocation import Allocation, SiteAllocation, UniformAllocation
+from precalloc.kmaps import SCHEMA, VERSION, plain_number
+from precalloc.objective import Granularity
+from precalloc.prediction import Prediction
+
+_CSV_COLUMNS = (
+    "site", "kind", "macs", "fan_in", "channel", "repetitions", "energy_joule", "damage", "noise_bits",
+)  # fmt: skip
+
+
+def kmap_json(allocation: Allocation) -> str:
+    """Write an allocation as the text of ``kmap.json``; its form is ``schemas/kmap.schema.json``."""
+    return json.dumps(kmap_record(allocation), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def kmap_record(allocation: Allocation) -> dict[str, Any]:
+    """Describe an allocation in JSON-able values; accuracies are shares, damage is in units of the loss."""
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "precalloc_version": __version__,
+        "granularity": str(allocation.granularity),
+        "hardware": allocation.hardware.to_dict(),
+        "request": allocation.request,
+        "max_drop": allocation.max_drop,
+        "budget_joule": allocation.budget_joule,
+        "energy_joule": allocation.energy_joule,
+        "energy_per_mac_joule": allocation.energy_per_mac_joule,
+        "mean_repetitions": allocation.mean_repetitions,
+        "objective": allocation.objective,
+        "floor": allocation.floor,
+        "lower_bound": allocation.lower_bound,
+        "gap": allocation.gap,
+        "multiplier": plain_number(allocation.multiplier),
+        "status": allocation.status,
+        "predicted": _accuracy_record(allocation.predicted),
+        "simulated": _accuracy_record(allocation.simulated),
+        "uniform": _uniform_record(allocation.uniform),
+        "matching_uniform": _uniform_record(allocation.matching_uniform),
+        "saving": allocation.saving,
+        "sites": [_site_record(entry, allocation.granularity) for entry in allocation],
+        "provenance": asdict(allocation.provenance) | {"allocation_seed": allocation.seed},
+    }
+
+
+def kmap_csv(allocation: Allocation) -> str:
+    """Write an allocation as a table: one row a site, or one a channel (energy and damage are then the site's share).
+
+    A channel's row holds an equal share of the site's MACs; its damage and bits are those of its site.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    for entry in allocation:
+        writer.writerows(_csv_rows(entry, allocation.granularity))
+    return buffer.getvalue()
+
+
+def _csv_rows(entry: SiteAllocation, granularity: Granularity) -> list[tuple[object, ...]]:
+    site, k = entry.site, entry.repetitions
+    last = (entry.damage, entry.noise_bits)
+    if granularity is Granularity.LAYER:
+        return [(site.name, site.kind, site.macs, site.fan_in, "", k[0], entry.energy_joule, *last)]
+    energies = entry.energy_joule * k / k.sum()
+    return [
+        (site.name, site.kind, site.macs / len(k), site.fan_in, channel, k[channel], energies[channel], *last)
+        for channel in range(len(k))
+    ]
+
+
+def _site_record(entry: SiteAllocation, granularity: Granularity) -> dict[str, Any]:
+    k = [plain_number(value) for value in entry.repetitions.tolist()]
+    return {
+        "name": entry.site.name,
+        "kind": entry.site.kind,
+        "macs": plain_number(entry.site.macs),
+        "fan_in": plain_number(entry.site.fan_in),
+        "channels": entry.site.channels,
+        "repetitions": k[0] if granularity is Granularity.LAYER else k,
+        "energy_joule": entry.energy_joule,
+        "damage": entry.damage,
+        "noise_bits": plain_number(entry.noise_bits),
+    }
+
+
+def _accuracy_record(accuracy: Prediction | SimulatedAccuracy | None) -> dict[str, Any] | None:
+    return None if accuracy is None else asdict(accuracy)
+
+
+def _uniform_record(uniform: UniformAllocation | None) -> dict[str, Any] | None:
+    if uniform is None:
+        return None
+    return {
+        "repetitions": plain_number(uniform.repetitions),
+        "energy_joule": uniform.energy_joule,
+        "objective": uniform.damage,
+        "predicted": _accuracy_record(uniform.predicted),
+        "simulated": _accuracy_record(uniform.simulated),
+    }

@@ -1,0 +1,103 @@
+"""The K map: how often each site's (or channel's) operations are repeated, for simulation and for compilers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from precalloc.errors import HardwareError, KMapError
+from precalloc.hardware import Hardware
+from precalloc.objective import Granularity
+from precalloc.profiles import FloatArray
+
+SCHEMA = "precalloc/kmap"
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class KMap:
+    """Repetitions of every site on a hardware.
+
+    Parameters
+    ----------
+    granularity
+        Whether sites or channels carry their own K.
+    hardware
+        What it is for.
+    repetitions : site name -> (1,) or (channels,)
+        One K a site, or one a channel.
+    """
+
+    granularity: Granularity
+    hardware: Hardware
+    repetitions: Mapping[str, FloatArray]
+
+    @classmethod
+    def load(cls, path: str | Path) -> KMap:
+        """Read the K map of a ``kmap.json``; entries that this release does not know are ignored.
+
+        Raises
+        ------
+        KMapError
+            If the file is missing, is no K map, has another version, or holds repetitions that are no positive numbers.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise KMapError(f"K map {path} does not exist. Make one with 'precalloc allocate'.")
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise KMapError(
+                f"{path} is not JSON ({error}). Give the kmap.json that 'precalloc allocate' wrote."
+            ) from error
+        return cls.from_record(record, str(path))
+
+    @classmethod
+    def from_record(cls, record: object, where: str) -> KMap:
+        """Read the K map of a decoded ``kmap.json``; ``where`` names its origin in messages.
+
+        Raises
+        ------
+        KMapError
+            As ``load`` does.
+        """
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+            raise KMapError(f"{where} is no K map: its 'schema' is not {SCHEMA!r}. Give a kmap.json of precalloc.")
+        if record.get("version") != VERSION:
+            raise KMapError(
+                f"{where} has version {record.get('version')!r}; this release reads {VERSION}. Allocate again."
+            )
+        try:
+            granularity = Granularity(record["granularity"])
+            hardware = Hardware.from_dict(record["hardware"], where)
+            repetitions = {str(site["name"]): _repetitions(site, granularity, where) for site in record["sites"]}
+        except HardwareError as error:
+            raise KMapError(str(error)) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise KMapError(f"{where} is malformed: {type(error).__name__} {error}. Allocate again.") from error
+        if len(repetitions) != len(record["sites"]) or not repetitions:
+            raise KMapError(f"{where} names a site twice or none at all. Allocate again.")
+        return cls(granularity, hardware, repetitions)
+
+
+def _repetitions(site: Mapping[str, Any], granularity: Granularity, where: str) -> FloatArray:
+    values = np.atleast_1d(np.array(site["repetitions"], dtype=float))
+    if values.ndim != 1 or values.size == 0 or not np.all(np.isfinite(values) & (values > 0.0)):
+        raise KMapError(f"{where}: repetitions of site {site['name']!r} must be positive numbers. Allocate again.")
+    if granularity is Granularity.LAYER and values.size > 1:
+        raise KMapError(f"{where}: site {site['name']!r} has {values.size} repetitions at granularity 'layer'.")
+    values.setflags(write=False)
+    return values
+
+
+def plain_number(value: float) -> float | int | None:
+    """Give a number as JSON holds it: integers without a point, and null for what JSON cannot hold."""
+    if not math.isfinite(value):
+        return None
+    return int(value) if float(value).is_integer() and abs(value) < 2**53 else float(value)

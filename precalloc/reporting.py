@@ -1,0 +1,88 @@
+"""An allocation as a report that a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from precalloc import __version__, figures
+from precalloc.allocation import Allocation
+from precalloc.objective import split_terms
+from precalloc.units import format_energy, format_energy_per_mac
+
+# A predicted accuracy that is this much below uniform K's is no longer rounding or interval width.
+_NOTABLE = 0.001
+
+
+def report_markdown(allocation: Allocation, command: str = "") -> str:
+    """Render ``report.md``.
+
+    Parameters
+    ----------
+    allocation
+        What to report, validated or not.
+    command
+        The command line that repeats it; left out where empty.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # not needed by those who only compute
+
+    environment = Environment(
+        loader=PackageLoader("precalloc"),
+        autoescape=False,  # Markdown, not HTML
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"energy": format_energy, "energy_per_mac": format_energy_per_mac, "cell": _cell}
+    template = environment.get_template("report.md.j2")
+    return template.render(
+        a=allocation, figures=figures, warnings=warnings(allocation), command=command, version=__version__
+    )
+
+
+def warnings(allocation: Allocation) -> Sequence[str]:
+    """List what a reader should know before using an allocation."""
+    return [*_floor_warning(allocation), *_prediction_warnings(allocation), *_simulation_warnings(allocation)]
+
+
+def _floor_warning(a: Allocation) -> list[str]:
+    static = [term.kind.value for term in split_terms(a.hardware)[1]]
+    if not static:
+        return []
+    share = f" ({100.0 * a.floor / a.objective:.0f} % of the damage)" if a.objective > 0.0 else ""
+    return [
+        f"{' and '.join(static).capitalize()} noise is a floor: {a.hardware.name} repeats in "
+        f"{a.hardware.repetition.redundancy}, which does not average it. It does {a.floor:.3g} damage at any K{share}."
+    ]
+
+
+def _prediction_warnings(a: Allocation) -> list[str]:
+    if a.predicted is None or a.uniform.predicted is None:
+        return [f"The profile holds no margins per {a.granularity}, so no accuracy is predicted."]
+    found = []
+    if a.predicted.accuracy < a.uniform.predicted.accuracy - _NOTABLE:
+        found.append("Uniform K has the higher predicted accuracy at this energy, although it does more damage.")
+    if a.matching_uniform is None:
+        found.append("No uniform K is predicted to reach the same accuracy, so no saving can be stated.")
+    return found
+
+
+def _simulation_warnings(a: Allocation) -> list[str]:
+    if a.simulated is None:
+        return ["Not simulated yet: the accuracies are predictions. Check with 'precalloc validate' on other data."]
+    found = []
+    uniform = a.uniform.simulated
+    if uniform is not None and a.simulated.accuracy_high < uniform.accuracy_low:
+        found.append("Simulated, uniform K is better at this energy. Do not use this allocation.")
+    if a.predicted is not None and not (
+        a.predicted.drop_low <= a.simulated.drop_high and a.simulated.drop_low <= a.predicted.drop_high
+    ):
+        found.append(
+            "Predicted and simulated drop disagree: their 95 % intervals do not meet. Trust the simulated one."
+        )
+    return found
+
+
+def _cell(text: str) -> str:
+    """Protect what would end a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")

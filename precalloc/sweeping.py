@@ -1,0 +1,98 @@
+"""Energy against accuracy over many budgets, from one profile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from precalloc.allocation import Allocation
+from precalloc.allocator import Allocator
+from precalloc.budgets import Budget, parse_budgets
+from precalloc.hardware import Hardware
+from precalloc.objective import parse_granularity
+from precalloc.prediction import Prediction
+from precalloc.profiles import Profile
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PREDICTED = ("accuracy", "accuracy_low", "accuracy_high", "drop", "drop_low", "drop_high")
+
+
+def sweep(
+    profile: Profile,
+    budgets: str | Iterable[str | Budget],
+    *,
+    hardware: Hardware,
+    granularities: Iterable[str] = ("layer",),
+    method: str = "auto",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Allocate within each of several budgets and predict the accuracy of every allocation and of uniform K.
+
+    Parameters
+    ----------
+    profile
+        What was measured of the model.
+    budgets
+        Several of what ``allocate`` takes; or as one text "5x,10x,20x", or "2x:200x:15" for 15 spaced evenly in
+        logarithm.
+    hardware
+        Noise, energy and realisable K.
+    granularities
+        "layer", "channel" or both.
+    method
+        Of ``solvers.solve``.
+    seed
+        Of the predictions' integration over noise.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a granularity and budget. ``granularity``, ``budget`` (text), ``budget_joule``, ``energy_joule``,
+        ``energy_per_mac_joule``, ``mean_repetitions``, ``damage``, ``lower_bound``, ``status``, ``clean_accuracy``,
+        ``accuracy``, ``accuracy_low``, ``accuracy_high``, ``drop``, ``drop_low``, ``drop_high``; of uniform K within
+        the same budget ``uniform_repetitions``, ``uniform_energy_joule``, ``uniform_damage``, ``uniform_accuracy``,
+        ... ``uniform_drop_high``; and ``saving``, the share of uniform K's energy saved at equal predicted accuracy.
+        Energies are per inference; accuracies are shares, missing where the profile has no margins.
+
+    Raises
+    ------
+    BudgetError, ProfileError
+        As ``allocate`` does.
+    """
+    import pandas as pd  # slow to start
+
+    texts = parse_budgets(budgets) if isinstance(budgets, str) else tuple(budgets)
+    parsed = [budget if isinstance(budget, Budget) else Budget.parse(budget) for budget in texts]
+    rows = []
+    for granularity in granularities:
+        allocator = Allocator.of(profile, hardware, parse_granularity(granularity), method, seed)
+        rows += [_row(allocator.within(budget)) for budget in parsed]
+    return pd.DataFrame(rows)
+
+
+def _row(allocation: Allocation) -> dict[str, Any]:
+    uniform, predicted = allocation.uniform, allocation.predicted
+    return {
+        "granularity": str(allocation.granularity),
+        "budget": allocation.request,
+        "budget_joule": allocation.budget_joule,
+        "energy_joule": allocation.energy_joule,
+        "energy_per_mac_joule": allocation.energy_per_mac_joule,
+        "mean_repetitions": allocation.mean_repetitions,
+        "damage": allocation.objective,
+        "lower_bound": allocation.lower_bound,
+        "status": allocation.status,
+        "clean_accuracy": None if predicted is None else predicted.clean_accuracy,
+        **_predicted_columns("", predicted),
+        "uniform_repetitions": uniform.repetitions,
+        "uniform_energy_joule": uniform.energy_joule,
+        "uniform_damage": uniform.damage,
+        **_predicted_columns("uniform_", uniform.predicted),
+        "saving": allocation.saving,
+    }
+
+
+def _predicted_columns(prefix: str, predicted: Prediction | None) -> dict[str, float | None]:
+    return {prefix + name: None if predicted is None else getattr(predicted, name) for name in _PREDICTED}

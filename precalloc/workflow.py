@@ -1,0 +1,134 @@
+"""Model and data to profile, allocation, validation and files: what the commands have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from precalloc.allocation import Allocation
+from precalloc.errors import DataError, ProfileError
+from precalloc.hardware import Hardware
+from precalloc.kmap_files import kmap_csv, kmap_json
+from precalloc.output_files import write_files
+from precalloc.profiles import Profile
+from precalloc.progress import Progress
+from precalloc.reporting import report_markdown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from precalloc.accuracy import SimulatedAccuracy
+    from precalloc.kmaps import KMap
+
+PROFILE_FILE = "profile.npz"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How measurement and simulation run: seed, batch size, noise seeds, and who is told of progress."""
+
+    seed: int = 0
+    batch_size: int = 32
+    noise_seeds: int = 8
+    allow_uncovered: bool = False
+    progress: Progress | None = None
+
+
+def measure(
+    model: nn.Module, name: str, data: object, hardware: Hardware, effort: Effort, checkpoint: Path | None = None
+) -> Profile:
+    """Profile a model; an interrupted run goes on from ``checkpoint``."""
+    from precalloc.network.profiling import profile
+
+    measured: Profile = profile(
+        model,
+        data,
+        hardware,
+        seed=effort.seed,
+        batch_size=effort.batch_size,
+        allow_uncovered=effort.allow_uncovered,
+        name=name,
+        progress=effort.progress,
+        checkpoint=checkpoint,
+    )
+    return measured
+
+
+def validate_both(model: nn.Module, data: object, allocation: Allocation, effort: Effort) -> Allocation:
+    """Simulate an allocation and the uniform one beside it, with the same noise seeds.
+
+    Raises
+    ------
+    DataError
+        If the data is what K was chosen on.
+    ProfileError
+        If the model is not the one that was profiled.
+    """
+    require_fresh(model, data, allocation)
+    allocated = simulate(model, data, allocation.kmap(), effort)
+    return allocation.with_simulation(allocated, simulate(model, data, allocation.uniform_kmap(), effort))
+
+
+def simulate(model: nn.Module, data: object, kmap: KMap, effort: Effort) -> SimulatedAccuracy:
+    """Simulate one K map."""
+    from precalloc.network.simulation import validate
+
+    simulated: SimulatedAccuracy = validate(
+        model,
+        data,
+        kmap,
+        seeds=effort.noise_seeds,
+        seed=effort.seed,
+        batch_size=effort.batch_size,
+        progress=effort.progress,
+    )
+    return simulated
+
+
+def require_fresh(model: nn.Module, data: object, allocation: Allocation) -> None:
+    """Refuse data that K was chosen on, and a model that was not profiled.
+
+    Raises
+    ------
+    DataError, ProfileError
+        As named.
+    """
+    from precalloc.network.data import as_data, data_hash
+    from precalloc.network.models import model_hash
+
+    if data_hash(as_data(data)) == allocation.provenance.data_hash:
+        raise DataError(
+            "The validation data is the calibration data that K was chosen on. Give other data to --validate."
+        )
+    if model_hash(model) != allocation.provenance.model_hash:
+        raise ProfileError(
+            f"The model is not the one that was profiled ({allocation.provenance.model or 'unnamed'}): "
+            "its weights differ. Profile it again, or give the profiled model."
+        )
+
+
+def write_results(allocation: Allocation, directory: Path, command: str = "") -> tuple[Path, ...]:
+    """Write ``kmap.json``, ``kmap.csv`` and ``report.md``: all of them or none."""
+    contents = {
+        "kmap.json": kmap_json(allocation),
+        "kmap.csv": kmap_csv(allocation),
+        "report.md": report_markdown(allocation, command),
+    }
+    return write_files(directory, contents)
+
+
+def load(model: str, weights: str | None) -> nn.Module:
+    """Load a model from its specification."""
+    from precalloc.network.models import load_model
+
+    network: nn.Module = load_model(model, weights)
+    return network
+
+
+def load_examples(data: str) -> object:
+    """Load data from its specification."""
+    from precalloc.network.data import load_data
+
+    examples: object = load_data(data)
+    return examples

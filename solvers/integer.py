@@ -1,0 +1,145 @@
+"""One budget, integer and listed k: thresholds at the best multiplier, then the leftover budget is filled.
+
+The allowed steps of a variable, by convexity, save less and less per unit of cost. Taking all steps in order of their
+saving, across variables, until one no longer fits is optimal but for the leftover budget (Fox, Management Science 13(3),
+1966; Ibaraki and Katoh, Resource Allocation Problems, 1988, chapter 4). The multiplier makes that order needless for
+all but the few steps whose saving is near it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from solvers.arithmetic import dot, fits, rounding
+from solvers.lagrangian import best_bound, bracket_multiplier, solve_continuous
+from solvers.problem import IntArray, Problem
+from solvers.relaxation import Evaluation, Relaxation
+from solvers.terms import FloatArray
+
+_CORE_STEPS = 500.0
+_MAX_ROUNDS = 1000
+_LAST_CHANCES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Steps from one allowed level to the next: variable, level before and after, extra cost, saving per cost."""
+
+    variable: IntArray
+    before: FloatArray
+    after: FloatArray
+    cost: FloatArray
+    saving: FloatArray
+
+    def take(self, index: IntArray) -> Steps:
+        """Some of the steps."""
+        return Steps(*(field[index] for field in (self.variable, self.before, self.after, self.cost, self.saving)))
+
+
+def next_steps(problem: Problem, k: FloatArray, variables: IntArray) -> Steps:
+    """The step up of each of `variables` that has one, from levels k given for them."""
+    after = problem.round_levels(k, "after", variables)
+    possible = np.flatnonzero(after <= problem.upper[variables])
+    variables, before, after = variables[possible], k[possible], after[possible]
+    term, cost = problem.term.take(variables), problem.costs[0][variables] * (after - before)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        saving = problem.damage[variables] * (term.value(before) - term.value(after)) / cost
+    return Steps(variables, before, after, cost, saving)
+
+
+def steps_between(problem: Problem, k: FloatArray, variables: IntArray, limit: FloatArray) -> Steps:
+    """All steps of `variables` from k to `limit`, in the order of their saving per cost."""
+    found = []
+    for _ in range(_MAX_ROUNDS):
+        steps = next_steps(problem, k, variables)
+        within = np.flatnonzero(steps.after <= limit[np.searchsorted(variables, steps.variable)])
+        if within.size == 0:
+            break
+        steps = steps.take(within)
+        found.append(steps)
+        limit = limit[np.searchsorted(variables, steps.variable)]
+        variables, k = steps.variable, steps.after
+    if not found:
+        return next_steps(problem, k[:0], variables[:0])
+    fields = ("variable", "before", "after", "cost", "saving")
+    joined = Steps(*(np.concatenate([getattr(steps, name) for steps in found]) for name in fields))
+    return joined.take(np.argsort(-joined.saving, kind="stable"))
+
+
+def solve_discrete(relaxation: Relaxation, start: float | None = None) -> tuple[FloatArray, float, Evaluation]:
+    """Allocate integer, listed or mixed k under one budget by multiplier and greedy filling.
+
+    Returns
+    -------
+    k (n,), lower bound (floor included), the relaxation at the multiplier of that bound.
+    """
+    problem = relaxation.problem
+    bracket = bracket_multiplier(relaxation, _CORE_STEPS, start)
+    k = relaxation.minimiser(np.array([math.exp(bracket.feasible)]))
+    further = relaxation.minimiser(np.array([math.exp(bracket.infeasible)]))
+    moved = np.flatnonzero((k != further) & problem.discrete)
+    steps = steps_between(problem, k[moved], moved, further[moved])
+    del further
+    critical = fill(problem, k, steps)
+    candidates = [bracket.feasible, bracket.infeasible]
+    if critical is not None and bracket.infeasible < critical < bracket.feasible:
+        candidates.append(critical)
+    bound, at = best_bound(relaxation, candidates)
+    fill_leftover(problem, k, np.unique(steps.variable) if problem.n > _CORE_STEPS else np.arange(problem.n))
+    if not problem.discrete.all():
+        refit_continuous(problem, k)
+    return k, bound, at
+
+
+def fill(problem: Problem, k: FloatArray, steps: Steps) -> float | None:
+    """Take steps in order, in place, until one does not fit.
+
+    Returns
+    -------
+    log of the saving per cost of the step that did not fit, which is the best multiplier; None if all fitted.
+    """
+    row, budget = problem.costs[0], float(problem.budgets[0])
+    spent = dot(row, k)
+    optimistic = budget - spent * (1.0 - 2.0 * rounding(problem.n)) if steps.cost.size else 0.0
+    count = int(np.searchsorted(np.cumsum(steps.cost), optimistic, side="right"))
+    np.maximum.at(k, steps.variable[:count], steps.after[:count])
+    while count and not fits(row, k, budget):
+        count -= 1
+        k[steps.variable[count]] = steps.before[count]
+    return math.log(steps.saving[count]) if count < steps.saving.size and steps.saving[count] > 0.0 else None
+
+
+def fill_leftover(problem: Problem, k: FloatArray, variables: IntArray) -> None:
+    """Spend what is left on steps that still fit, best saving per cost first, in place; exact about the budget."""
+    row, budget = problem.costs[0], float(problem.budgets[0])
+    left = budget - dot(row, k)
+    variables = variables[problem.discrete[variables]]
+    steps = next_steps(problem, k[variables], variables)
+    steps = steps.take(np.flatnonzero((steps.cost <= left) & (steps.saving > 0.0)))
+    for i in np.argsort(-steps.saving, kind="stable")[:_LAST_CHANCES]:
+        u = steps.variable[i : i + 1]
+        reach = problem.round_levels(np.minimum(k[u] + left / row[u], problem.upper[u]), "at_most", u)
+        before = k[u].copy()
+        k[u] = np.maximum(reach, before)
+        if not fits(row, k, budget):
+            k[u] = before
+        left = budget - dot(row, k)
+
+
+def refit_continuous(problem: Problem, k: FloatArray) -> None:
+    """Give the continuous variables, in place, what the discrete ones leave of the budget."""
+    free, held = np.flatnonzero(~problem.discrete), np.flatnonzero(problem.discrete)
+    row, budget = problem.costs[0], float(problem.budgets[0])
+    left = budget - dot(row[held], k[held]) * (1.0 + rounding(problem.n))
+    part = problem.take(free, max(left, 0.0))
+    if not fits(row[free], part.lower, left) or fits(
+        row[free], np.where(part.damage > 0, part.upper, part.lower), left
+    ):
+        return
+    before = k[free].copy()
+    k[free] = solve_continuous(Relaxation(part))[0]
+    if not fits(row, k, budget) or part.value(k[free]) > part.value(before):
+        k[free] = before

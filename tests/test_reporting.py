@@ -1,0 +1,82 @@
+import re
+
+import numpy as np
+import pytest
+from builders import make_hardware, make_profile
+
+from precalloc.accuracy import SimulatedAccuracy
+from precalloc.allocator import allocate
+from precalloc.console import kmap_table, progress_bars, simulation_table, summary_table
+from precalloc.hardware import NoiseKind, Redundancy
+from precalloc.reporting import report_markdown, warnings
+
+
+def outcomes(share, seed=0):
+    correct = np.random.default_rng(seed).random((8, 400)) < share
+    return SimulatedAccuracy.from_outcomes(correct, np.ones(400, bool))
+
+
+def test_report_states_the_figures():
+    allocation = allocate(make_profile(), "15x", hardware=make_hardware())
+    text = report_markdown(allocation, "precalloc allocate --budget 15x")
+    assert f"| predicted accuracy | {100 * allocation.predicted.accuracy:.1f} % [" in text
+    assert f"**Energy saved at equal accuracy: {100 * allocation.saving:.1f} %.**" in text
+    assert "uniform K = 15 |" in text
+    assert "    precalloc allocate --budget 15x" in text
+    assert "Not simulated yet" in text
+    for entry in allocation:
+        assert re.search(rf"\| {re.escape(entry.site.name)} \| conv2d \|.* {entry.repetitions[0]:g} \|", text)
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(tables) == 3
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_report_without_prediction_and_with_simulation():
+    allocation = allocate(make_profile(margins=False), "15x", hardware=make_hardware())
+    assert "no margins per layer" in report_markdown(allocation)
+    text = report_markdown(allocation.with_simulation(outcomes(0.9), outcomes(0.8)))
+    assert "(400 examples, 8 noise seeds)" in text
+    assert "Not simulated yet" not in text
+
+
+def test_floor_is_said():
+    noise = ((NoiseKind.THERMAL, 0.1), (NoiseKind.WEIGHT, 0.2))
+    allocation = allocate(make_profile(), "15x", hardware=make_hardware(noise, Redundancy.TIME))
+    (floor,) = (warning for warning in warnings(allocation) if "floor" in warning)
+    assert floor.startswith("Weight noise is a floor")
+    assert f"{allocation.floor:.3g}" in floor
+    assert "no: floor" in report_markdown(allocation)
+
+
+def test_a_failure_to_help_is_said():
+    allocation = allocate(make_profile(), "15x", hardware=make_hardware())
+    assert any("Do not use" in w for w in warnings(allocation.with_simulation(outcomes(0.5), outcomes(0.9))))
+    assert any("disagree" in w for w in warnings(allocation.with_simulation(outcomes(0.5))))
+    agreeing = allocation.with_simulation(outcomes(1 - allocation.predicted.drop))
+    assert not any("disagree" in w for w in warnings(agreeing))
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_tables_fit_80_columns_without_colour(granularity, capsys):
+    from precalloc.console import standard_console
+
+    allocation = allocate(make_profile(), "15x", hardware=make_hardware(), granularity=granularity)
+    allocation = allocation.with_simulation(outcomes(0.9), outcomes(0.8))
+    console = standard_console()
+    for table in (kmap_table(allocation), summary_table(allocation), simulation_table(outcomes(0.9))):
+        console.print(table)
+    text = capsys.readouterr().out
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "\x1b" not in text
+    for entry in allocation:
+        assert entry.site.name in text
+    assert f"{100 * allocation.predicted.accuracy:.1f} %" in text
+    assert "energy saved at equal predicted accuracy" in text
+
+
+def test_progress_is_silent_where_there_is_no_terminal(capsys):
+    with progress_bars() as progress:
+        progress(1, 2, "profiling")
+        progress(2, 2, "profiling")
+    assert capsys.readouterr() == ("", "")
