@@ -9,7 +9,7 @@ import numpy as np
 
 from precalloc.accuracy import SimulatedAccuracy
 from precalloc.hardware import Hardware
-from precalloc.kmaps import KMap
+from precalloc.kmaps import KMap, SiteRanges
 from precalloc.objective import Granularity
 from precalloc.prediction import Prediction
 from precalloc.profiles import FloatArray, Provenance, Site
@@ -144,12 +144,15 @@ class Allocation:
 
     def kmap(self) -> KMap:
         """Give the K map alone."""
-        return KMap(self.granularity, self.hardware, self.by_site)
+        return KMap(self.granularity, self.hardware, self.by_site, self._ranges())
 
     def uniform_kmap(self) -> KMap:
         """Give the K map of the uniform allocation beside this one, per layer."""
         each = np.array([self.uniform.repetitions])
-        return KMap(Granularity.LAYER, self.hardware, {entry.site.name: each for entry in self.sites})
+        return KMap(Granularity.LAYER, self.hardware, {entry.site.name: each for entry in self.sites}, self._ranges())
+
+    def _ranges(self) -> dict[str, SiteRanges]:
+        return {entry.site.name: SiteRanges(entry.site.input_range, entry.site.operand_range) for entry in self.sites}
 
     def with_simulation(self, simulated: SimulatedAccuracy, uniform: SimulatedAccuracy | None = None) -> Allocation:
         """Add simulated accuracies of this allocation and of the uniform one beside it."""

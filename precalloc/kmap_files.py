@@ -88,6 +88,8 @@ def _site_record(entry: SiteAllocation, granularity: Granularity) -> dict[str, A
         "macs": plain_number(entry.site.macs),
         "fan_in": plain_number(entry.site.fan_in),
         "channels": entry.site.channels,
+        "input_range": entry.site.input_range,
+        "operand_range": entry.site.operand_range,
         "repetitions": k[0] if granularity is Granularity.LAYER else k,
         "energy_joule": entry.energy_joule,
         "damage": entry.damage,

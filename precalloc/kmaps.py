@@ -20,6 +20,17 @@ SCHEMA = "precalloc/kmap"
 VERSION = 1
 
 
+@dataclass(frozen=True)
+class SiteRanges:
+    """Calibrated ranges that thermal and weight noise refer to: of the inputs, and of a programmed activation.
+
+    ``operand`` is 0 where a weight is programmed; weights have a range per channel, read off the weights themselves.
+    """
+
+    input: float
+    operand: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class KMap:
     """Repetitions of every site on a hardware.
@@ -32,11 +43,14 @@ class KMap:
         What it is for.
     repetitions : site name -> (1,) or (channels,)
         One K a site, or one a channel.
+    ranges
+        Calibrated ranges by site name.
     """
 
     granularity: Granularity
     hardware: Hardware
     repetitions: Mapping[str, FloatArray]
+    ranges: Mapping[str, SiteRanges]
 
     @classmethod
     def load(cls, path: str | Path) -> KMap:
@@ -77,13 +91,17 @@ class KMap:
             granularity = Granularity(record["granularity"])
             hardware = Hardware.from_dict(record["hardware"], where)
             repetitions = {str(site["name"]): _repetitions(site, granularity, where) for site in record["sites"]}
+            ranges = {
+                str(site["name"]): SiteRanges(float(site["input_range"]), float(site["operand_range"]))
+                for site in record["sites"]
+            }
         except HardwareError as error:
             raise KMapError(str(error)) from error
         except (KeyError, TypeError, ValueError) as error:
             raise KMapError(f"{where} is malformed: {type(error).__name__} {error}. Allocate again.") from error
         if len(repetitions) != len(record["sites"]) or not repetitions:
             raise KMapError(f"{where} names a site twice or none at all. Allocate again.")
-        return cls(granularity, hardware, repetitions)
+        return cls(granularity, hardware, repetitions, ranges)
 
 
 def _repetitions(site: Mapping[str, Any], granularity: Granularity, where: str) -> FloatArray:

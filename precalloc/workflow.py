@@ -12,7 +12,7 @@ from precalloc.hardware import Hardware
 from precalloc.kmap_files import kmap_csv, kmap_json
 from precalloc.output_files import write_files
 from precalloc.profiles import Profile
-from precalloc.progress import Progress
+from precalloc.progress import Progress, silent
 from precalloc.reporting import report_markdown
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Effort:
     batch_size: int = 32
     noise_seeds: int = 8
     allow_uncovered: bool = False
-    progress: Progress | None = None
+    progress: Progress = silent
 
 
 def measure(

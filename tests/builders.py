@@ -12,7 +12,7 @@ KINDS = (NoiseKind.THERMAL, NoiseKind.WEIGHT, NoiseKind.SHOT)
 
 def make_sites():
     return tuple(
-        Site(f"block{i}.conv", "conv2d", macs, macs / 10.0, 10.0, channels, 2.0, 4.0)
+        Site(f"block{i}.conv", "conv2d", macs, macs / 10.0, 10.0, channels, 2.0, 4.0, 0.0)
         for i, (macs, channels) in enumerate(zip(MACS, CHANNELS, strict=True))
     )
 

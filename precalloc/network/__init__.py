@@ -1,1 +1,1 @@
-"""Everything that touches a torch model: interception, sensitivity, simulation. The only part of precalloc that imports torch."""
+"""Everything that touches a torch model, and the only part of precalloc that imports torch."""

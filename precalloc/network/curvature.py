@@ -1,7 +1,7 @@
 """One-pass sensitivities from the generalised Gauss-Newton curvature.
 
-For independent zero-mean noise of variance v_i on the outputs y_i of a product, the expected increase of the loss is, to
-second order,
+For independent zero-mean noise of variance v_i on the outputs y_i of a product, the expected increase of the loss is,
+to second order,
 
     damage = 1/2 sum_i E_x[ v_i(x) h_i(x) ],    h_i = E_{t ~ p(.|x)}[ (d loss(t) / d y_i)^2 ],
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ def curvature_terms(
         (d loss / d w)^2 over each channel's weights.
     """
     weights = list({id(call.weight): call for call in calls}.values()) if NoiseKind.WEIGHT in kinds else []
-    targets = [call.edge for call in calls] + [call.weight for call in weights]
+    targets: list[Any] = [call.edge for call in calls] + [call.weight for call in weights]
     gradients = torch.autograd.grad(loss, targets, allow_unused=True)
     terms = {kind: torch.zeros(slots.total, dtype=torch.float64) for kind in kinds}
     for call, gradient in zip(calls, gradients[: len(calls)], strict=True):
@@ -131,4 +132,5 @@ class BatchSums:
             return np.full_like(self.arrays["value"], np.nan)
         mean = self.mean()
         spread = self.arrays["square"] - 2 * mean * self.arrays["weighted"] + mean**2 * squares
-        return np.sqrt(np.maximum(spread, 0.0) * groups / (groups - 1)) / examples
+        error: FloatArray = np.sqrt(np.maximum(spread, 0.0) * groups / (groups - 1)) / examples
+        return error

@@ -104,20 +104,12 @@ def as_data(data: object) -> Data:
         return _from_arrays(dict(data))
     if isinstance(data, Tensor | np.ndarray):
         return _from_arrays({"x": data})
-    if _is_pair(data):
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in data):
         return _from_arrays({"x": data[0], "y": data[1]})
     if isinstance(data, Iterable):
         return _from_batches(data)
     raise DataError(
         f"Data of type {type(data).__name__} cannot be read. Pass arrays by name, a pair (inputs, labels), or batches."
-    )
-
-
-def _is_pair(data: object) -> bool:
-    return (
-        isinstance(data, tuple)
-        and len(data) == 2
-        and all(isinstance(part, Tensor | np.ndarray | list) for part in data)
     )
 
 
@@ -185,7 +177,7 @@ def _check_finite(name: str, value: Tensor, origin: str) -> None:
 
 
 def _from_batches(batches: Iterable[object]) -> ArrayData:
-    """Join batches to arrays: every pass must see the same examples in the same order, which a shuffling loader breaks."""
+    """Join batches to arrays: every pass must see the same examples in the same order, shuffling loader or not."""
     parts = [_from_arrays(_batch_arrays(batch), f"batch {index}") for index, batch in enumerate(batches)]
     if not parts:
         raise DataError("The data iterable yielded no batch. Give at least one.")

@@ -97,7 +97,7 @@ class _DataFlow(TorchFunctionMode):
 
         return module.register_forward_pre_hook(enter), module.register_forward_hook(leave)
 
-    def __torch_function__(  # type: ignore[override]
+    def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
@@ -121,12 +121,16 @@ class _DataFlow(TorchFunctionMode):
 
 def _fold(model: nn.Module, layer_name: str, norm_name: str) -> None:
     layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
+    assert isinstance(layer, PRODUCT_MODULES)
+    assert isinstance(norm, _NORMS)
+    fused: nn.Module
     if isinstance(layer, nn.Linear):
-        fused: nn.Module = fuse_linear_bn_eval(layer, norm)
+        fused = fuse_linear_bn_eval(layer, norm)
     else:
         fused = fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, _TRANSPOSED))
     # In place, since a shared layer has several names.
-    layer.weight, layer.bias = fused.weight, fused.bias
+    layer.register_parameter("weight", fused.get_parameter("weight"))
+    layer.register_parameter("bias", fused.get_parameter("bias"))
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module is norm:
             parent, _, child = name.rpartition(".")

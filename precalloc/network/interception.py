@@ -1,10 +1,10 @@
-"""Interception of every product of a running model: the only code that reaches into a model, and the one that names sites.
+"""Interception of every product of a running model: the only code that reaches into a model, and that names sites.
 
-A `torch.overrides.TorchFunctionMode` sees modules (``nn.Conv2d`` calls ``F.conv2d``), functional calls (``q @ k.mT``) and
-the operators of an ``ExportedProgram.module()`` alike, needs no tracing, and leaves the user's classes and graph as they
-are. Two alternatives were weighed. A graph rewrite (FX) fails on models that do not trace, and needs a second mechanism
-for those. A `TorchDispatchMode` sees below autograd, after operators were decomposed: gradients with respect to a
-product's output cannot be taken there, and output channels are lost in flattened matrix products.
+A `torch.overrides.TorchFunctionMode` sees modules (``nn.Conv2d`` calls ``F.conv2d``), functional calls (``q @ k.mT``)
+and the operators of an ``ExportedProgram.module()`` alike, needs no tracing, and leaves the user's classes and graph as
+they are. Two alternatives were weighed. A graph rewrite (FX) fails on models that do not trace, and needs a second
+mechanism for those. A `TorchDispatchMode` sees below autograd, after operators were decomposed: gradients with respect
+to a product's output cannot be taken there, and output channels are lost in flattened matrix products.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class _InterceptionMode(TorchFunctionMode):
         super().__init__()
         self.names, self._on_product, self._on_other = names, on_product, on_other
 
-    def __torch_function__(  # type: ignore[override]
+    def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}

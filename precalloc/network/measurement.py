@@ -235,5 +235,5 @@ class Measurement:
                 self.channel_covariance[kind] = [arrays[f"channel_covariance/{kind}"]]
         self.margins = [arrays["margins"]] if "margins" in arrays else []
         for index, tails in enumerate(self.ranges.values()):
-            parts = (torch.from_numpy(arrays[f"range/{index}/{key}"]) for key in ("high", "low"))
-            tails.restore(*parts, count=int(arrays[f"range/{index}/count"]))
+            high, low = (torch.from_numpy(arrays[f"range/{index}/{key}"]) for key in ("high", "low"))
+            tails.restore(high, low, int(arrays[f"range/{index}/count"]))

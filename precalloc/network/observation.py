@@ -108,7 +108,7 @@ def record(
 ) -> tuple[Tensor, list[Call]]:
     """Run the model with gradients; return its logits and its products in order of execution.
 
-    ``probes`` random changes of every weight are drawn from ``generator``; ``observe(site, product, y)`` sees every call.
+    ``probes`` random changes of every weight come from ``generator``; ``observe(site, product, y)`` sees every call.
     """
     recorder = Recorder(probes, generator, observe)
     with torch.enable_grad(), intercept(model, recorder):
@@ -138,7 +138,8 @@ def per_example(values: Tensor, call: Call, layout: Layout, examples: int) -> Te
     kept = sorted([example_axis, *channel_axes])
     summed_axes = [i for i in range(split.dim()) if i not in kept]
     summed = split.sum(summed_axes) if summed_axes else split
-    return summed.permute([kept.index(i) for i in (example_axis, *channel_axes)]).reshape(examples, -1)
+    ordered: Tensor = summed.permute([kept.index(i) for i in (example_axis, *channel_axes)])
+    return ordered.reshape(examples, -1)
 
 
 def _positions(call: Call) -> list[int]:

@@ -1,7 +1,7 @@
 """Registry of multiply-accumulate operators: each call is brought into one canonical form, a `Product`.
 
-Operators are looked up by name, which Python functions (``F.conv2d``), tensor methods (``x @ w``) and the operators of an
-exported graph (``torch.ops.aten.conv2d.default``) share.
+Operators are looked up by name, which Python functions (``F.conv2d``), tensor methods (``x @ w``) and the operators of
+an exported graph (``torch.ops.aten.conv2d.default``) share.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ Parser = Callable[[str, Callable[..., Tensor], tuple[Any, ...], dict[str, Any], 
 
 
 def operator_name(func: Callable[..., Any]) -> str:
-    """Name under which a torch function is registered: ``conv2d`` for ``F.conv2d`` and ``aten.conv2d.default`` alike."""
+    """Name under which a function is registered: ``conv2d`` for ``F.conv2d`` and ``aten.conv2d.default`` alike."""
     schema = getattr(func, "_schema", None)
     name: str = schema.name.split("::")[-1] if schema is not None else getattr(func, "__name__", repr(func))
     return _ALIASES.get(name, name)
@@ -95,7 +95,7 @@ def parse_product(
     return None if parser is None else parser(name, func, args, kwargs, is_static)
 
 
-def _operand(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, *names: str) -> Any:  # noqa: ANN401
+def _operand(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, *names: str) -> Any:
     if position < len(args):
         return args[position]
     return next((kwargs[name] for name in names if name in kwargs), None)
@@ -138,7 +138,8 @@ def _group_energy(x: Tensor, groups: int, spatial: int) -> Tensor:
         return x.square()
     if groups == 1:
         return x.square().sum(1, keepdim=True)
-    return x.square().unflatten(1, (groups, -1)).sum(2)
+    energy: Tensor = x.square().unflatten(1, (groups, -1)).sum(2)
+    return energy
 
 
 def _parse_conv(
@@ -328,7 +329,7 @@ def _parse_einsum(
 
 
 def _einsum_labels(equation: str, a_dim: int, b_dim: int) -> tuple[str, str, str] | None:
-    """Explicit labels of both operands and the output; None where the einsum is no plain contraction of two operands."""
+    """Explicit labels of both operands and the output; None where this is no plain contraction of two operands."""
     inputs, arrow, out = equation.partition("->")
     left, right = inputs.split(",")
     free = [chr(code) for code in range(ord("A"), ord("Z") + 1) if chr(code) not in equation]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from precalloc import __version__
 from precalloc.errors import DataError, ModelError
 from precalloc.hardware import Hardware
 from precalloc.network.checkpoints import Checkpoint
@@ -21,8 +20,7 @@ from precalloc.network.observation import Layout, find_layouts
 from precalloc.network.sites import require_coverage, require_deterministic, survey
 from precalloc.network.state import untouched
 from precalloc.profiles import Profile, Provenance
-
-Progress = Callable[[int, int, str], None]
+from precalloc.progress import Progress, silent
 
 
 def profile(
@@ -37,7 +35,7 @@ def profile(
     range_percentile: float = 99.99,
     allow_uncovered: bool = False,
     name: str = "",
-    progress: Progress | None = None,
+    progress: Progress = silent,
     checkpoint: Path | None = None,
 ) -> Profile:
     """Measure how much noise on each site's products costs the network, in one pass over the calibration data.
@@ -99,20 +97,19 @@ def profile(
         estimator="curvature",
         seed=seed,
         range_percentile=range_percentile,
-        versions={"python": platform.python_version(), "torch": torch.__version__, "precalloc": version("precalloc")},
+        versions={"python": platform.python_version(), "torch": torch.__version__, "precalloc": __version__},
     )
     return measurement.profile(provenance)
 
 
-def _run(model: nn.Module, data: Data, measurement: Measurement, keeper: Checkpoint, progress: Progress | None) -> None:
+def _run(model: nn.Module, data: Data, measurement: Measurement, keeper: Checkpoint, progress: Progress) -> None:
     """Measure the batches that are not done yet."""
     for index, batch in enumerate(data.batches(measurement.options.batch_size)):
         if index < measurement.totals["batches"]:
             continue
         measurement.take(model, batch)
         keeper.offer(measurement.state)
-        if progress is not None:
-            progress(int(measurement.totals["examples"]), data.examples, "profiling")
+        progress(int(measurement.totals["examples"]), data.examples, "profiling")
 
 
 def _check_labels(data: Data, classes: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def flat_view(t: Tensor) -> Tensor:
-    """All elements in memory order, without a copy where the tensor is dense (channels-last convolution outputs are)."""
+    """All elements in memory order, without a copy where the tensor is dense, channels-last included."""
     order = sorted(range(t.dim()), key=t.stride, reverse=True)
     return t.permute(order).reshape(-1)
 
@@ -29,7 +29,7 @@ class TailRange:
 
     def __init__(self, percentile: float, expected: int) -> None:
         self._percentile = percentile
-        self._size = int(math.ceil((1.0 - percentile / 100.0) * expected * 1.25)) + 2
+        self._size = math.ceil((1.0 - percentile / 100.0) * expected * 1.25) + 2
         self._tails = [torch.empty(0), torch.empty(0)]  # of the values, and of their negatives
         self._count = 0
 

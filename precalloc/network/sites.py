@@ -132,11 +132,12 @@ class _Survey:
         count_call(self.counts, name, product, y)
         return y
 
-    def on_other(self, path: str, operator: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401
+    def on_other(self, path: str, operator: str, call: Callable[[], Any]) -> Any:
         before = self.flops.get_total_flops()
         result = call()
-        flops = self.flops.get_total_flops() - before
-        self.seen_flops += flops
+        seen = self.flops.get_total_flops() - before
+        self.seen_flops += seen
+        flops = float(seen)
         if operator in OPAQUE_OPERATORS and flops == 0:
             flops = 2 * OPAQUE_OPERATORS[operator](result)
         if flops:
@@ -145,8 +146,8 @@ class _Survey:
         return result
 
 
-def _recurrent_outputs(result: Any) -> float:  # noqa: ANN401
-    """At least one MAC per output element: the flop counter does not know fused recurrent kernels, only that they run."""
+def _recurrent_outputs(result: Any) -> float:
+    """One MAC per output element, a lower bound: the flop counter does not look into fused recurrent kernels."""
     first = result[0] if isinstance(result, tuple) else result
     return float(first.numel())
 
@@ -194,7 +195,7 @@ def require_coverage(counts: Mapping[str, SiteCounts], uncovered: tuple[Uncovere
         named = ", ".join(f"{item.operator} in '{item.name or 'the model'}'" for item in uncovered[:5])
         raise CoverageError(
             f"{len(uncovered)} operators do MACs that no site covers: {named}. "
-            "Rewrite them as supported products, or allow uncovered MACs (--allow-uncovered): they then count as digital."
+            "Rewrite them as supported products, or allow them (--allow-uncovered): they then count as digital."
         )
 
 

@@ -1,0 +1,157 @@
+"""Noise injection: a K map's noise on every product, with the variances of its hardware.
+
+Variance added to the output y_i = sum_j W_ij x_j at K repetitions (Garg et al. 2023, arXiv:2102.06365, section III):
+
+- thermal: sigma_t^2 / K * D * dW_i^2 * dx^2
+- weight: every W_ij gets N(0, sigma_w^2 / K * dW_i^2)
+- shot: ||W_i||^2 ||x||^2 / (D * K * n_0)
+
+with D the fan-in, dW_i the range of channel i's weights and dx the calibrated range of the site's inputs. In a product
+of two activations the second operand takes the place of W, with its own calibrated range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from precalloc.hardware import Hardware, NoiseKind
+from precalloc.kmaps import KMap, SiteRanges
+from precalloc.network.operators import Product
+from precalloc.network.state import seeded_generator
+from precalloc.profiles import FloatArray
+
+_ACTIVATION_STREAM, _WEIGHT_STREAM = 0, 1
+
+
+@dataclass(frozen=True)
+class SiteNoise:
+    """Noise of one site: strength / K of each kind per channel (or one for all), and its calibrated ranges."""
+
+    strength: Mapping[NoiseKind, FloatArray]
+    ranges: SiteRanges
+
+    @classmethod
+    def of(cls, hardware: Hardware, repetitions: FloatArray, ranges: SiteRanges) -> SiteNoise:
+        """Noise at K ``repetitions``; a term that the hardware's redundancy does not average keeps its strength."""
+        one = np.ones_like(repetitions)
+        strength = {
+            term.kind: term.strength / (repetitions if hardware.is_averaged(term) else one) for term in hardware.noise
+        }
+        return cls(strength, ranges)
+
+
+class NoiseInjector:
+    """Handler of `intercept` that computes every product as the analog hardware would, with one draw of its noise.
+
+    Noise on a static weight is drawn once for the injector's life, since all inferences share the programmed array;
+    every other noise is drawn anew at each use.
+
+    Parameters
+    ----------
+    sites
+        Noise by site name.
+    seed, device
+        Of the draws. Two K maps with the same seed see the same standard normal numbers.
+    """
+
+    def __init__(self, sites: Mapping[str, SiteNoise], seed: int, device: torch.device) -> None:
+        self._sites = sites
+        self._activations = seeded_generator(device, seed, _ACTIVATION_STREAM)
+        self._weights = seeded_generator(device, seed, _WEIGHT_STREAM)
+        self._programmed: dict[tuple[str, int, tuple[int, ...]], Tensor] = {}
+
+    @classmethod
+    def of(cls, kmap: KMap, seed: int, device: torch.device) -> NoiseInjector:
+        """Injector of a K map's noise."""
+        sites = {
+            name: SiteNoise.of(kmap.hardware, repetitions, kmap.ranges[name])
+            for name, repetitions in kmap.repetitions.items()
+        }
+        return cls(sites, seed, device)
+
+    def __call__(self, site: str, product: Product) -> Tensor:
+        """Compute one product with noise."""
+        noise = self._sites[site]
+        y = product.apply(product.x, self._noisy_operand(site, product, noise))
+        deviation = additive_deviation(product, noise, y)
+        return y if deviation is None else add_normal(y, deviation, self._activations)
+
+    def _noisy_operand(self, site: str, product: Product, noise: SiteNoise) -> Tensor:
+        if NoiseKind.WEIGHT not in noise.strength:
+            return product.w
+        strength = noise.strength[NoiseKind.WEIGHT]
+        if product.rows is None:
+            deviation = torch.as_tensor(np.sqrt(strength) * noise.ranges.operand, dtype=product.w.dtype)
+            return add_normal(product.w, [deviation.to(product.w.device)], self._activations)
+        key = (site, product.w.data_ptr(), tuple(product.w.shape))
+        if key not in self._programmed:
+            self._programmed[key] = self._program(product, strength)
+        return self._programmed[key]
+
+    def _program(self, product: Product, strength: FloatArray) -> Tensor:
+        """Weights with their errors; the deviation of each is that of its channel."""
+        assert product.rows is not None
+        deviation = torch.as_tensor(strength, dtype=product.w.dtype, device=product.w.device).sqrt()
+        deviation = deviation * weight_range(product.rows(product.w))
+        error = torch.empty_like(product.w, memory_format=torch.contiguous_format).normal_(generator=self._weights)
+        # `rows` is a view or a copy of its argument, so channels are numbered by sending their indices through it.
+        index = torch.arange(product.w.numel(), device=product.w.device).view(product.w.shape)
+        order = product.rows(index)
+        error.view(-1)[order] *= deviation[:, None]
+        return product.w + error
+
+
+def weight_range(rows: Tensor) -> Tensor:
+    """Range dW_i (max - min) of every channel's weights, from (channels, row length) to (channels,)."""
+    return rows.amax(1) - rows.amin(1)
+
+
+def additive_deviation(product: Product, noise: SiteNoise, y: Tensor) -> list[Tensor] | None:
+    """Standard deviation of thermal and shot noise together, as factors that broadcast to y; None without either."""
+    thermal, shot = noise.strength.get(NoiseKind.THERMAL), noise.strength.get(NoiseKind.SHOT)
+    if thermal is None and shot is None:
+        return None
+    constant = None if thermal is None else _thermal_variance(product, noise, thermal, y)
+    if shot is None:
+        assert constant is not None
+        return [constant.sqrt_()]
+    field, gain = _shot_variance(product, shot, y)
+    if constant is None:
+        return [field.sqrt_(), gain.sqrt_()]
+    return [(field * gain).add_(constant).sqrt_()]
+
+
+def _thermal_variance(product: Product, noise: SiteNoise, strength: FloatArray, y: Tensor) -> Tensor:
+    scale = torch.as_tensor(strength, dtype=y.dtype, device=y.device) * product.macs_per_output(y)
+    scale = scale * noise.ranges.input**2
+    if product.rows is None:
+        return scale * noise.ranges.operand**2
+    return product.per_channel(scale * weight_range(product.rows(product.w)).square(), y)
+
+
+def _shot_variance(product: Product, strength: FloatArray, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Shot variance as the product of a field over positions and a gain over channels."""
+    scale = torch.as_tensor(strength, dtype=y.dtype, device=y.device)
+    field = product.x_energy(product.x)
+    if product.rows is None:
+        assert product.w_mean_square is not None
+        return field * product.w_mean_square(product.w), scale
+    return field, product.per_channel(scale * product.rows(product.w).square().mean(1), y)
+
+
+def add_normal(t: Tensor, deviation: list[Tensor], generator: torch.Generator) -> Tensor:
+    """Add normal noise whose standard deviation is the product of the given factors.
+
+    Numbers are drawn into flat memory and laid out as ``t`` is; drawing into a channels-last tensor is far slower.
+    """
+    flat = torch.empty(t.numel(), dtype=t.dtype, device=t.device).normal_(generator=generator)
+    order = sorted(range(t.dim()), key=t.stride, reverse=True)
+    noise = flat.view([t.shape[axis] for axis in order]).permute([order.index(axis) for axis in range(t.dim())])
+    for factor in deviation:
+        noise *= factor
+    return noise.add_(t)
