@@ -33,7 +33,7 @@ lint: $(VENV)/dev
 bench: $(VENV)/test
 	set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python "$$script"; done
 
-notebooks: $(VENV)/notebooks
+notebooks: $(if $(NOTEBOOKS),$(VENV)/notebooks)
 	$(if $(NOTEBOOKS),$(TEST) --nbmake $(NOTEBOOKS),@echo "There are no notebooks yet.")
 
 clean:
