@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 from solvers.arithmetic import fits_all, spent
+from solvers.branch import close_gap
 from solvers.errors import MethodError
 from solvers.heuristics import uniform_allocation
 from solvers.integer import solve_discrete
@@ -43,14 +44,17 @@ def _solve_untied(problem: Problem, method: str) -> Solution:
         return decided
     if method not in ("auto", "lagrangian") or problem.m > 1:
         raise MethodError(f"method {method!r} is unknown")
-    relaxation = Relaxation(problem)
+    relaxation, nodes = Relaxation(problem), 0
     if problem.discrete.any():
-        k, bound, at = solve_discrete(relaxation)
-        multiplier = at.multiplier
+        relaxed = solve_discrete(relaxation)
+        k, bound, multiplier = relaxed.k, relaxed.bound, relaxed.at.multiplier
+        if method == "auto" and problem.discrete.all():
+            closed = close_gap(relaxed, 1 if problem.n > 5000 else 300)
+            k, bound, nodes = closed.k, closed.bound, closed.nodes
     else:
         k, bound, multiplier = solve_continuous(relaxation)
     k = _no_worse_than_uniform(problem, k)
-    stats = Stats("lagrangian", "one budget", relaxation.evaluations)
+    stats = Stats("lagrangian", "one budget", relaxation.evaluations, nodes)
     return usable(problem, k, spent(problem.costs, k), bound, multiplier, stats, least)
 
 
