@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from solvers.arithmetic import fits_all, spent
 from solvers.branch import close_gap
+from solvers.cutting import solve_several
 from solvers.errors import MethodError
 from solvers.heuristics import uniform_allocation
 from solvers.integer import solve_discrete
@@ -42,14 +43,19 @@ def _solve_untied(problem: Problem, method: str) -> Solution:
     decided = presolve(problem, least)
     if decided is not None:
         return decided
-    if method not in ("auto", "lagrangian") or problem.m > 1:
+    if method not in ("auto", "lagrangian"):
         raise MethodError(f"method {method!r} is unknown")
+    if problem.m > 1:
+        problem = problem.tightened()
+        decided = presolve(problem, least)
+        if decided is not None:
+            return decided
     relaxation, nodes = Relaxation(problem), 0
-    if problem.discrete.any():
-        relaxed = solve_discrete(relaxation)
+    if problem.discrete.any() or problem.m > 1:
+        relaxed = solve_discrete(relaxation) if problem.m == 1 else solve_several(relaxation)
         k, bound, multiplier = relaxed.k, relaxed.bound, relaxed.at.multiplier
         if method == "auto" and problem.discrete.all():
-            closed = close_gap(relaxed, 1 if problem.n > 5000 else 300)
+            closed = close_gap(relaxed, int(min(max(5e5 / problem.n, 1), 300)))
             k, bound, nodes = closed.k, closed.bound, closed.nodes
     else:
         k, bound, multiplier = solve_continuous(relaxation)

@@ -4,21 +4,22 @@ Each subproblem (the problem with tighter bounds) is relaxed by its multiplier. 
 enumerated: its variables are split into two halves, each half's combinations are listed without those whose penalty
 exceeds the gap and those that another one dominates, and the best pair that fits the budget is found by one sorted
 search (Horowitz and Sahni, J. ACM 21(2), 1974, on the core of Pisinger, European J. Oper. Res. 83(2), 1995). A core
-too large to list is cut at some penalty, to which alone the bound then rises; such a subproblem is branched on the step
-that straddles the budget.
+too large to list is cut at some penalty, to which alone the bound then rises; such a subproblem is branched on the
+departure of least penalty.
 """
 
 from __future__ import annotations
 
-import copy
 import heapq
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from solvers.arithmetic import excess, fits
+from solvers.arithmetic import excess, fits_all
 from solvers.core import Departures, departures
+from solvers.cutting import solve_several
 from solvers.integer import Relaxed, solve_discrete
 from solvers.presolve import least_cost, presolve
 from solvers.problem import IntArray, Problem
@@ -28,7 +29,9 @@ from solvers.terms import FloatArray
 
 Extended = np.ndarray[tuple[int, ...], np.dtype[np.longdouble]]
 
-_ROUNDS = ((24, 1_000), (200, 10_000))  # core departures, states a half
+_ROUNDS = ((24, 1_000), (100, 3_000))  # core departures, states a half
+
+_PAIRS = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +77,10 @@ def close_gap(root: Relaxed, node_limit: int) -> Closed:
             break
         bound, _, node = heapq.heappop(heap)
         nodes += 1
-        improved, proven = _enumerate_core(node, best, tolerance)
+        improved, proven, split = _enumerate_core(node, best, tolerance)
         candidates = [improved] if improved is not None else []
         if proven < best - tolerance:
-            children = _children(node) if node.split is not None and nodes < node_limit else None
+            children = _children(node, split) if split is not None and nodes < node_limit else None
             if children is None:
                 open_bound = min(open_bound, max(bound, proven))
             for child in children or []:
@@ -89,103 +92,108 @@ def close_gap(root: Relaxed, node_limit: int) -> Closed:
     return Closed(k, min(open_bound, best, heap[0][0] if heap else np.inf), nodes)
 
 
-def _children(node: Relaxed) -> list[Relaxed]:
-    """Relax the two subproblems in which the straddling step is, and is not, taken."""
-    assert node.split is not None
-    (u, before, after), problem = node.split, node.relaxation.problem
+def _children(node: Relaxed, split: tuple[int, float, float]) -> list[Relaxed]:
+    """Relax the two subproblems in which a variable stays at or below one level, or at or above the next."""
+    (u, before, after), problem = split, node.relaxation.problem
     found = []
     for name, bound in (("upper", before), ("lower", after)):
-        child, bounds = copy.copy(problem), getattr(problem, name).copy()
-        bounds[u] = bound
-        child.__dict__[name] = bounds
-        relaxed = _relax(child, float(np.log(node.at.multiplier[0])))
+        bounds = {"lower": problem.lower, "upper": problem.upper}
+        bounds[name] = bounds[name].copy()
+        bounds[name][u] = bound
+        relaxed = _relax(problem.with_bounds(**bounds), node)
         if relaxed is not None:
             found.append(relaxed)
     return found
 
 
-def _relax(problem: Problem, start: float) -> Relaxed | None:
+def _relax(problem: Problem, parent: Relaxed) -> Relaxed | None:
     """Relax a subproblem; None if it is infeasible."""
     decided = presolve(problem, least_cost(problem))
     relaxation = Relaxation(problem)
     if decided is None:
-        return solve_discrete(relaxation, start)
+        start = float(np.log(parent.at.multiplier[0])) if problem.m == 1 else None
+        return solve_discrete(relaxation, start) if problem.m == 1 else solve_several(relaxation)
     if not decided.status.is_usable:
         return None
-    at = relaxation.evaluate(np.zeros(1))
-    return Relaxed(relaxation, decided.k, decided.lower_bound, at, None)
+    return Relaxed(relaxation, decided.k, decided.lower_bound, relaxation.evaluate(np.zeros(problem.m)))
 
 
-def _enumerate_core(node: Relaxed, best: float, tolerance: float) -> tuple[FloatArray | None, float]:
-    """Best allocation of a subproblem's core if it beats `best`, and what all its allocations are at least worth."""
-    relaxation, price, bound = node.relaxation, node.at.multiplier, node.bound
-    found_k, base = None, relaxation.minimiser(price) if node.split is not None else node.k
+def _enumerate_core(
+    node: Relaxed, best: float, tolerance: float
+) -> tuple[FloatArray | None, float, tuple[int, float, float] | None]:
+    """Best allocation of a subproblem's core if it beats `best`, what all its allocations are worth, where to split."""
+    problem, price, bound = node.relaxation.problem, node.at.multiplier, node.bound
+    found_k, split = None, None
+    if best - bound <= 2.0 * tolerance:
+        return None, bound, None
+    base = node.relaxation.minimiser(price)
     for most, width in _ROUNDS:
         gap = best - node.bound + tolerance
-        if gap <= 2.0 * tolerance or node.split is None:
-            return found_k, max(bound, min(best, node.bound))
-        found = departures(relaxation.problem, base, price, gap, most)
-        improved, proven_below = _search(relaxation.problem, base, found, price, gap, width)
-        if improved is not None and (value := relaxation.problem.value(improved)) < best:
+        found = departures(problem, base, price, gap, most)
+        if np.isfinite(found.complete_below) and most > _ROUNDS[0][0]:
+            break  # a core this large is branched on, not listed
+        improved, proven_below = _search(problem, base, found, price, gap, width)
+        if improved is not None and (value := problem.value(improved)) < best:
             found_k, best = improved, value
         bound = max(bound, min(best, node.bound + proven_below - tolerance))
-        if bound >= best - 2.0 * tolerance:
+        if bound >= best - 2.0 * tolerance or found.variable.size == 0:
             break
-    return found_k, bound
+        u, level = int(found.variable[0]), float(found.level[0])
+        split = (u, *sorted((float(base[u]), level)))
+    return found_k, bound, split
 
 
 def _search(
     problem: Problem, base: FloatArray, found: Departures, price: FloatArray, gap: float, width: int
 ) -> tuple[FloatArray | None, float]:
     """Best allocation within the core, and the excess over the dual bound below which there is no better one."""
-    row, budget = problem.costs[0], float(problem.budgets[0])
-    extra = row[found.variable].astype(np.longdouble) * (found.level - base[found.variable])
+    extra = problem.costs[:, found.variable].astype(np.longdouble) * (found.level - base[found.variable])
     variables, first = np.unique(found.variable, return_index=True)
     order = variables[np.argsort(found.penalty[first], kind="stable")]
-    half = [_list_states(found, extra, order[side::2], float(price[0]), gap, width) for side in (0, 1)]
+    half = [_list_states(found, extra, order[side::2], price, gap, width) for side in (0, 1)]
     proven_below = min(found.complete_below, half[0].cut, half[1].cut)
-    left, error = _leftover(row, base, budget, extra)
+    left, error = _leftover(problem, base, extra)
     for room in (left + error, left - error):
-        pair = _best_pair(half[0], half[1], room)
+        pair = _best_pair(half[0], half[1], room, gap - float(price @ left), price)
         if pair is None:
             continue
         k, chosen = base.copy(), half[0].chosen(pair[0]) + half[1].chosen(pair[1])
         k[found.variable[chosen]] = found.level[chosen]
-        if fits(row, k, budget):
+        if fits_all(problem.costs, k, problem.budgets):
             return k, proven_below
         gain = half[0].damage[pair[0]] + half[1].damage[pair[1]]
-        proven_below = min(proven_below, float(gain + price[0] * left))
+        proven_below = min(proven_below, float(gain + price @ left))
     return None, proven_below
 
 
-def _leftover(row: FloatArray, base: FloatArray, budget: float, extra: Extended) -> tuple[np.longdouble, np.longdouble]:
-    """Budget that base leaves, negative if it exceeds it, and a bound on the rounding of that and of sums of `extra`."""
-    leading = excess(row, base, budget)
-    left = -(np.longdouble(leading) + excess(row, base, budget, leading))
-    error = 64.0 * np.finfo(np.longdouble).eps * (abs(left) + np.abs(extra).sum())
-    return left, error
+def _leftover(problem: Problem, base: FloatArray, extra: Extended) -> tuple[Extended, Extended]:
+    """What base leaves of each budget (m,), negative where it exceeds it, and a bound on the rounding of sums of it."""
+    left = np.empty(problem.m, np.longdouble)
+    for j, (row, limit) in enumerate(zip(problem.costs, problem.budgets, strict=True)):
+        leading = excess(row, base, float(limit))
+        left[j] = -(np.longdouble(leading) + excess(row, base, float(limit), leading))
+    return left, 64.0 * np.finfo(np.longdouble).eps * (np.abs(left) + np.abs(extra).sum(axis=1))
 
 
 def _list_states(
-    found: Departures, extra: Extended, variables: IntArray, price: float, gap: float, width: int
+    found: Departures, extra: Extended, variables: IntArray, price: FloatArray, gap: float, width: int
 ) -> _Half:
     """List the combinations of departures of `variables` with penalty at most gap, one departure a variable at most."""
-    cost, damage = np.zeros(1, np.longdouble), np.zeros(1)
-    trail, cut = [], np.inf
+    cost, damage = np.zeros((price.size, 1), np.longdouble), np.zeros(1)
+    penalty, trail, cut = np.zeros(1), [], np.inf
     for u in variables:
         options = np.flatnonzero(found.variable == u)
-        penalty = damage + price * cost.astype(np.float64)
         allowed = penalty[:, None] + np.append(found.penalty[options], 0.0) <= min(gap, cut)
         parent, choice = np.nonzero(allowed)
         taken = np.append(options, -1)[choice]
-        cost = cost[parent] + np.append(extra[options], np.longdouble(0.0))[choice]
+        cost = cost[:, parent] + np.append(extra[:, options], np.zeros((price.size, 1)), axis=1)[:, choice]
         damage = damage[parent] + np.append(found.damage[options], 0.0)[choice]
-        penalty = damage + price * cost.astype(np.float64)
-        kept = _nondominated(cost, damage)
+        penalty = penalty[parent] + np.append(found.penalty[options], 0.0)[choice]
+        kept = _nondominated(cost[0], damage) if price.size == 1 else np.arange(damage.size)
         if kept.size > width:
             cut = min(cut, float(np.partition(penalty[kept], width)[width]))
             kept = kept[penalty[kept] < cut]
-        cost, damage = cost[kept], damage[kept]
+        cost, damage, penalty = cost[:, kept], damage[kept], penalty[kept]
         trail.append((parent[kept], taken[kept]))
     return _Half(cost, damage, trail, cut)
 
@@ -198,11 +206,54 @@ def _nondominated(cost: Extended, damage: FloatArray) -> IntArray:
     return order[sorted_damage < best_before]
 
 
-def _best_pair(a: _Half, b: _Half, room: np.longdouble) -> tuple[int, int] | None:
-    """Pair of states of least damage whose extra cost fits into `room`."""
-    match = np.searchsorted(b.cost, room - a.cost, side="right") - 1
+def _best_pair(a: _Half, b: _Half, room: Extended, most: float, price: FloatArray) -> tuple[int, int] | None:
+    """Pair of states of least damage, at most `most`, whose extra costs fit into `room`."""
+    if room.size > 1:
+        return _best_pair_of_several(a, b, room, most, price)
+    match = np.searchsorted(b.cost[0], room[0] - a.cost[0], side="right") - 1
     fitting = np.flatnonzero(match >= 0)
     if fitting.size == 0:
         return None
     best = int(fitting[np.argmin(a.damage[fitting] + b.damage[match[fitting]])])
     return best, int(match[best])
+
+
+def _best_pair_of_several(a: _Half, b: _Half, room: Extended, most: float, price: FloatArray) -> tuple[int, int] | None:
+    """Several budgets: only pairs that leave less of one budget than the gap pays for can be better.
+
+    That budget is the one that separates the states best; b's states are sorted by it.
+    """
+    if a.damage.size == 0 or b.damage.size == 0:
+        return None
+    slack = float(most + price @ room)  # the damage that a pair may add, priced: its unspent budgets and penalties
+    with np.errstate(divide="ignore"):
+        windows = np.where(price > 0.0, slack / price, np.inf)
+    spread = np.array([np.ptp(row.astype(np.float64)) for row in b.cost])
+    with np.errstate(over="ignore"):
+        j = int(np.argmin(windows / np.maximum(spread, 1e-300)))
+    order = np.argsort(b.cost[j], kind="stable")
+    sorted_cost = b.cost[:, order]
+    stop = np.searchsorted(sorted_cost[j], room[j] - a.cost[j], side="right")
+    start = np.searchsorted(sorted_cost[j], room[j] - a.cost[j] - windows[j], side="left")
+    best: tuple[int, int] | None = None
+    for part in _chunks(np.maximum(stop - start, 0)):
+        lengths = np.maximum(stop[part] - start[part], 0)
+        first = np.repeat(np.arange(part.start, part.stop), lengths)
+        second = (
+            np.arange(first.size) - np.repeat(np.cumsum(lengths) - lengths, lengths) + np.repeat(start[part], lengths)
+        )
+        gain = a.damage[first] + b.damage[order[second]]
+        near = np.flatnonzero(gain < most)
+        first, second = first[near], second[near]
+        fitting = np.flatnonzero(np.all(a.cost[:, first] + sorted_cost[:, second] <= room[:, None], axis=0))
+        if fitting.size:
+            i = fitting[np.argmin(gain[near][fitting])]
+            best, most = (int(first[i]), int(order[second[i]])), float(gain[near][i])
+    return best
+
+
+def _chunks(lengths: IntArray) -> Iterator[slice]:
+    """Slices whose lengths add up to about a million each."""
+    ends = np.unique(np.searchsorted(np.cumsum(lengths), np.arange(0, lengths.sum() + _PAIRS, _PAIRS), side="right"))
+    ends = np.unique(np.concatenate([[0], ends, [lengths.size]]))
+    return (slice(int(i), int(j)) for i, j in itertools.pairwise(ends))

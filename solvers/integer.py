@@ -71,16 +71,12 @@ def steps_between(problem: Problem, k: FloatArray, variables: IntArray, limit: F
 
 @dataclass(frozen=True, eq=False)
 class Relaxed:
-    """A feasible allocation k (n,), a lower bound (floor included), and the relaxation `at` the multiplier that gave it.
-
-    `split` is the step that straddles the budget: variable, level before, level after; None if nothing does.
-    """
+    """A feasible allocation k (n,), a lower bound (floor included), and the relaxation `at` its multiplier."""
 
     relaxation: Relaxation
     k: FloatArray
     bound: float
     at: Evaluation
-    split: tuple[int, float, float] | None
 
 
 def solve_discrete(relaxation: Relaxation, start: float | None = None) -> Relaxed:
@@ -91,17 +87,14 @@ def solve_discrete(relaxation: Relaxation, start: float | None = None) -> Relaxe
     moved, limit = _moved(relaxation, k, math.exp(bracket.infeasible))
     steps = steps_between(problem, k[moved], moved, limit)
     count = fill(problem, k, steps)
-    split, candidates = None, [bracket.feasible, bracket.infeasible]
-    if count < steps.variable.size:
-        split = (int(steps.variable[count]), float(steps.before[count]), float(steps.after[count]))
-        if steps.saving[count] > 0.0:
-            critical = math.log(steps.saving[count])
-            candidates = [min(max(critical, bracket.infeasible), bracket.feasible)]
+    candidates = [bracket.feasible, bracket.infeasible]
+    if count < steps.variable.size and steps.saving[count] > 0.0:
+        candidates = [min(max(math.log(steps.saving[count]), bracket.infeasible), bracket.feasible)]
     bound, at = best_bound(relaxation, candidates)
     fill_leftover(problem, k, np.unique(steps.variable) if problem.n > 2 * _CORE_STEPS else np.arange(problem.n))
     if not problem.discrete.all():
         refit_continuous(problem, k)
-    return Relaxed(relaxation, k, bound, at, split)
+    return Relaxed(relaxation, k, bound, at)
 
 
 def _moved(relaxation: Relaxation, k: FloatArray, multiplier: float) -> tuple[IntArray, FloatArray]:
