@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ from solvers.terms import FloatArray
 
 Extended = np.ndarray[tuple[int, ...], np.dtype[np.longdouble]]
 
-_ROUNDS = ((24, 1_000), (100, 3_000))  # core departures, states a half
+ROUNDS = ((24, 1_000), (100, 3_000))  # core departures, states a half
 
 _PAIRS = 1_000_000
 
@@ -127,12 +127,17 @@ def _enumerate_core(
     if best - bound <= 2.0 * tolerance:
         return None, bound, None
     base = node.relaxation.minimiser(price)
-    for most, width in _ROUNDS:
+
+    def keeps(k: FloatArray) -> bool:
+        return fits_all(problem.costs, k, problem.budgets)
+
+    for most, width in ROUNDS:
         gap = best - node.bound + tolerance
         found = departures(problem, base, price, gap, most)
-        if np.isfinite(found.complete_below) and most > _ROUNDS[0][0]:
+        if np.isfinite(found.complete_below) and most > ROUNDS[0][0]:
             break  # a core this large is branched on, not listed
-        improved, proven_below = _search(problem, base, found, price, gap, width)
+        core = _core(problem, base, found, price)
+        improved, proven_below = search_core(core, base, gap, width, keeps)
         if improved is not None and (value := problem.value(improved)) < best:
             found_k, best = improved, value
         bound = max(bound, min(best, node.bound + proven_below - tolerance))
@@ -143,26 +148,53 @@ def _enumerate_core(
     return found_k, bound, split
 
 
-def _search(
-    problem: Problem, base: FloatArray, found: Departures, price: FloatArray, gap: float, width: int
-) -> tuple[FloatArray | None, float]:
-    """Best allocation within the core, and the excess over the dual bound below which there is no better one."""
+@dataclass(frozen=True, eq=False)
+class Core:
+    """Departures from a base, what they are worth and use, and what the base leaves of each limit (m,).
+
+    `worth` (E,) changes the objective, `extra` (m, E) what is limited; `left` is known within `error`.
+    """
+
+    departures: Departures
+    worth: FloatArray
+    extra: Extended
+    penalty: FloatArray
+    price: FloatArray
+    left: Extended
+    error: Extended
+
+
+def _core(problem: Problem, base: FloatArray, found: Departures, price: FloatArray) -> Core:
     extra = problem.costs[:, found.variable].astype(np.longdouble) * (found.level - base[found.variable])
+    return Core(found, found.damage, extra, found.penalty, price, *_leftover(problem, base, extra))
+
+
+def search_core(
+    core: Core, base: FloatArray, gap: float, width: int, accepts: Callable[[FloatArray], bool]
+) -> tuple[FloatArray | None, float]:
+    """Best allocation within the core, and the excess over the dual bound below which there is no better one.
+
+    Parameters
+    ----------
+    gap : largest penalty of interest.
+    width : states a half.
+    accepts : whether an allocation keeps the limits, exactly.
+    """
+    found = core.departures
     variables, first = np.unique(found.variable, return_index=True)
-    order = variables[np.argsort(found.penalty[first], kind="stable")]
-    half = [_list_states(found, extra, order[side::2], price, gap, width) for side in (0, 1)]
+    order = variables[np.argsort(core.penalty[first], kind="stable")]
+    half = [_list_states(core, order[side::2], gap, width) for side in (0, 1)]
     proven_below = min(found.complete_below, half[0].cut, half[1].cut)
-    left, error = _leftover(problem, base, extra)
-    for room in (left + error, left - error):
-        pair = _best_pair(half[0], half[1], room, gap - float(price @ left), price)
+    for room in (core.left + core.error, core.left - core.error):
+        pair = _best_pair(half[0], half[1], room, gap - float(core.price @ core.left), core.price)
         if pair is None:
             continue
         k, chosen = base.copy(), half[0].chosen(pair[0]) + half[1].chosen(pair[1])
         k[found.variable[chosen]] = found.level[chosen]
-        if fits_all(problem.costs, k, problem.budgets):
+        if accepts(k):
             return k, proven_below
         gain = half[0].damage[pair[0]] + half[1].damage[pair[1]]
-        proven_below = min(proven_below, float(gain + price @ left))
+        proven_below = min(proven_below, float(gain + core.price @ core.left))
     return None, proven_below
 
 
@@ -175,21 +207,20 @@ def _leftover(problem: Problem, base: FloatArray, extra: Extended) -> tuple[Exte
     return left, 64.0 * np.finfo(np.longdouble).eps * (np.abs(left) + np.abs(extra).sum(axis=1))
 
 
-def _list_states(
-    found: Departures, extra: Extended, variables: IntArray, price: FloatArray, gap: float, width: int
-) -> _Half:
+def _list_states(core: Core, variables: IntArray, gap: float, width: int) -> _Half:
     """List the combinations of departures of `variables` with penalty at most gap, one departure a variable at most."""
-    cost, damage = np.zeros((price.size, 1), np.longdouble), np.zeros(1)
+    m = core.price.size
+    cost, damage = np.zeros((m, 1), np.longdouble), np.zeros(1)
     penalty, trail, cut = np.zeros(1), [], np.inf
     for u in variables:
-        options = np.flatnonzero(found.variable == u)
-        allowed = penalty[:, None] + np.append(found.penalty[options], 0.0) <= min(gap, cut)
+        options = np.flatnonzero(core.departures.variable == u)
+        allowed = penalty[:, None] + np.append(core.penalty[options], 0.0) <= min(gap, cut)
         parent, choice = np.nonzero(allowed)
         taken = np.append(options, -1)[choice]
-        cost = cost[:, parent] + np.append(extra[:, options], np.zeros((price.size, 1)), axis=1)[:, choice]
-        damage = damage[parent] + np.append(found.damage[options], 0.0)[choice]
-        penalty = penalty[parent] + np.append(found.penalty[options], 0.0)[choice]
-        kept = _nondominated(cost[0], damage) if price.size == 1 else np.arange(damage.size)
+        cost = cost[:, parent] + np.append(core.extra[:, options], np.zeros((m, 1)), axis=1)[:, choice]
+        damage = damage[parent] + np.append(core.worth[options], 0.0)[choice]
+        penalty = penalty[parent] + np.append(core.penalty[options], 0.0)[choice]
+        kept = _nondominated(cost[0], damage) if m == 1 else np.arange(damage.size)
         if kept.size > width:
             cut = min(cut, float(np.partition(penalty[kept], width)[width]))
             kept = kept[penalty[kept] < cut]

@@ -17,7 +17,7 @@ from solvers.relaxation import Evaluation, Relaxation
 from solvers.search import Bracket, bracket_root
 from solvers.terms import FloatArray
 
-_CONTINUOUS_WIDTH = 1e-8  # mixing the two ends of such a bracket loses its square: below rounding
+CONTINUOUS_WIDTH = 1e-8  # mixing the two ends of such a bracket loses its square: below rounding
 _SAMPLE = 1024
 
 
@@ -56,7 +56,7 @@ def bracket_multiplier(relaxation: Relaxation, steps: float = 0.0, start: float 
         return spent
 
     def done(bracket: Bracket) -> bool:
-        narrow = bracket.feasible - bracket.infeasible <= _CONTINUOUS_WIDTH
+        narrow = bracket.feasible - bracket.infeasible <= CONTINUOUS_WIDTH
         return narrow if only_continuous else counted[bracket.infeasible] - counted[bracket.feasible] <= steps
 
     guess = first_multiplier(problem) if start is None else start
@@ -71,18 +71,18 @@ def best_bound(relaxation: Relaxation, log_multipliers: list[float]) -> tuple[fl
     return bounds[best], points[best]
 
 
-def solve_continuous(relaxation: Relaxation, start: float | None = None) -> tuple[FloatArray, float, FloatArray]:
+def solve_continuous(relaxation: Relaxation, start: float | None = None) -> tuple[FloatArray, float, Evaluation]:
     """Allocate continuous k under one budget.
 
     Returns
     -------
-    k (n,), lower bound (floor included), multiplier (1,).
+    k (n,), lower bound (floor included), the relaxation at its multiplier.
     """
     bracket = bracket_multiplier(relaxation, start=start)
     k = relaxation.minimiser(np.array([math.exp(bracket.feasible)]))
     mix_to_budget(relaxation, k, bracket)
     bound, at = best_bound(relaxation, [bracket.feasible, bracket.infeasible])
-    return k, bound, at.multiplier
+    return k, bound, at
 
 
 def mix_to_budget(relaxation: Relaxation, k: FloatArray, bracket: Bracket) -> None:
