@@ -2,9 +2,11 @@
 
 from solvers.auto import solve
 from solvers.errors import MethodError, MissingPackageError, ProblemError, SolverError
+from solvers.inverse import solve_min_cost
 from solvers.levels import Continuous, Integer, Levels, Listed
 from solvers.problem import Problem
 from solvers.solution import PROOF_TOLERANCE, Solution, Stats, Status
+from solvers.sweep import sweep
 from solvers.terms import Exponential, Power, Term
 
 __all__ = [
@@ -25,4 +27,6 @@ __all__ = [
     "Status",
     "Term",
     "solve",
+    "solve_min_cost",
+    "sweep",
 ]

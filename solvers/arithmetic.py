@@ -55,10 +55,28 @@ def _two_product(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
     return product, ((ah * bh - product) + ah * bl + al * bh) + al * bl
 
 
-def excess(cost: FloatArray, k: FloatArray, budget: float) -> float:
-    """Sum of cost_u k_u minus the budget, correctly rounded: its sign is exact."""
+def excess(cost: FloatArray, k: FloatArray, *limits: float) -> float:
+    """Sum of cost_u k_u minus all limits, correctly rounded: its sign is exact."""
     exact = (_two_product(cost[part], k[part]) for part in blocks(k.size))
-    return math.fsum(chain([-budget], chain.from_iterable(x.tolist() for pair in exact for x in pair)))
+    return math.fsum(
+        chain([-limit for limit in limits], chain.from_iterable(x.tolist() for pair in exact for x in pair))
+    )
+
+
+def _doubled_excess(cost: FloatArray, k: FloatArray, budget: float) -> tuple[float, float]:
+    """Sum of cost_u k_u minus the budget in twice the working precision, and a bound on its error."""
+    sums, errors = [-budget], []
+    for part in blocks(k.size):
+        terms, lost = _two_product(cost[part], k[part])
+        errors.append(total(lost))
+        while terms.size > 1:
+            half = (terms.size + 1) // 2
+            a, b = terms[:half], np.concatenate([terms[half:], np.zeros(2 * half - terms.size)])
+            terms = a + b
+            z = terms - a
+            errors.append(total((a - (terms - z)) + (b - z)))
+        sums.append(float(terms[0]))
+    return math.fsum(sums + errors), rounding(k.size) * 64.0 * _EPS * (math.fsum(sums[1:]) + budget)
 
 
 def fits(cost: FloatArray, k: FloatArray, budget: float) -> bool:
@@ -67,7 +85,10 @@ def fits(cost: FloatArray, k: FloatArray, budget: float) -> bool:
     error = rounding(k.size) * estimate
     if estimate + error <= budget:
         return True
-    return estimate - error <= budget and excess(cost, k, budget) <= 0.0
+    if not estimate - error <= budget:
+        return False
+    over, doubt = _doubled_excess(cost, k, budget)
+    return over < 0.0 if abs(over) > doubt else excess(cost, k, budget) <= 0.0
 
 
 def fits_all(costs: FloatArray, k: FloatArray, budgets: FloatArray) -> bool:

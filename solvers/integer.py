@@ -1,8 +1,8 @@
 """One budget, integer and listed k: thresholds at the best multiplier, then the leftover budget is filled.
 
 The allowed steps of a variable, by convexity, save less and less per unit of cost. Taking all steps in order of their
-saving, across variables, until one no longer fits is optimal but for the leftover budget (Fox, Management Science 13(3),
-1966; Ibaraki and Katoh, Resource Allocation Problems, 1988, chapter 4). The multiplier makes that order needless for
+saving, across variables, until one no longer fits is optimal but for the leftover budget (Fox, Management Science
+13(3), 1966; Ibaraki and Katoh, Resource Allocation Problems, 1988). The multiplier makes that order needless for
 all but the few steps whose saving is near it.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solvers.arithmetic import dot, fits, rounding
+from solvers.arithmetic import blocks, dot, fits, rounding
 from solvers.lagrangian import best_bound, bracket_multiplier, solve_continuous
 from solvers.problem import IntArray, Problem
 from solvers.relaxation import Evaluation, Relaxation
@@ -69,47 +69,56 @@ def steps_between(problem: Problem, k: FloatArray, variables: IntArray, limit: F
     return joined.take(np.argsort(-joined.saving, kind="stable"))
 
 
-def solve_discrete(relaxation: Relaxation, start: float | None = None) -> tuple[FloatArray, float, Evaluation]:
-    """Allocate integer, listed or mixed k under one budget by multiplier and greedy filling.
+@dataclass(frozen=True, eq=False)
+class Relaxed:
+    """A feasible allocation k (n,), a lower bound (floor included), and the relaxation `at` its multiplier."""
 
-    Returns
-    -------
-    k (n,), lower bound (floor included), the relaxation at the multiplier of that bound.
-    """
+    relaxation: Relaxation
+    k: FloatArray
+    bound: float
+    at: Evaluation
+
+
+def solve_discrete(relaxation: Relaxation, start: float | None = None) -> Relaxed:
+    """Allocate integer, listed or mixed k under one budget by multiplier and greedy filling."""
     problem = relaxation.problem
     bracket = bracket_multiplier(relaxation, _CORE_STEPS, start)
     k = relaxation.minimiser(np.array([math.exp(bracket.feasible)]))
-    further = relaxation.minimiser(np.array([math.exp(bracket.infeasible)]))
-    moved = np.flatnonzero((k != further) & problem.discrete)
-    steps = steps_between(problem, k[moved], moved, further[moved])
-    del further
-    critical = fill(problem, k, steps)
+    moved, limit = _moved(relaxation, k, math.exp(bracket.infeasible))
+    steps = steps_between(problem, k[moved], moved, limit)
+    count = fill(problem, k, steps)
     candidates = [bracket.feasible, bracket.infeasible]
-    if critical is not None and bracket.infeasible < critical < bracket.feasible:
-        candidates.append(critical)
+    if count < steps.variable.size and steps.saving[count] > 0.0:
+        candidates = [min(max(math.log(steps.saving[count]), bracket.infeasible), bracket.feasible)]
     bound, at = best_bound(relaxation, candidates)
-    fill_leftover(problem, k, np.unique(steps.variable) if problem.n > _CORE_STEPS else np.arange(problem.n))
+    fill_leftover(problem, k, np.unique(steps.variable) if problem.n > 2 * _CORE_STEPS else np.arange(problem.n))
     if not problem.discrete.all():
         refit_continuous(problem, k)
-    return k, bound, at
+    return Relaxed(relaxation, k, bound, at)
 
 
-def fill(problem: Problem, k: FloatArray, steps: Steps) -> float | None:
-    """Take steps in order, in place, until one does not fit.
+def _moved(relaxation: Relaxation, k: FloatArray, multiplier: float) -> tuple[IntArray, FloatArray]:
+    """Discrete variables whose minimiser at `multiplier` differs from k, and their levels there."""
+    problem, variables, levels = relaxation.problem, [], []
+    for part in blocks(k.size):
+        other = relaxation.minimiser_in(np.array([multiplier]), part)
+        changed = np.flatnonzero((other != k[part]) & problem.discrete[part])
+        variables.append(changed + part.start)
+        levels.append(other[changed])
+    relaxation.evaluations += 1
+    return np.concatenate(variables), np.concatenate(levels)
 
-    Returns
-    -------
-    log of the saving per cost of the step that did not fit, which is the best multiplier; None if all fitted.
-    """
+
+def fill(problem: Problem, k: FloatArray, steps: Steps) -> int:
+    """Take steps in order, in place, until one does not fit; how many were taken."""
     row, budget = problem.costs[0], float(problem.budgets[0])
-    spent = dot(row, k)
-    optimistic = budget - spent * (1.0 - 2.0 * rounding(problem.n)) if steps.cost.size else 0.0
+    optimistic = budget - dot(row, k) * (1.0 - 2.0 * rounding(problem.n)) if steps.cost.size else 0.0
     count = int(np.searchsorted(np.cumsum(steps.cost), optimistic, side="right"))
     np.maximum.at(k, steps.variable[:count], steps.after[:count])
     while count and not fits(row, k, budget):
         count -= 1
         k[steps.variable[count]] = steps.before[count]
-    return math.log(steps.saving[count]) if count < steps.saving.size and steps.saving[count] > 0.0 else None
+    return count
 
 
 def fill_leftover(problem: Problem, k: FloatArray, variables: IntArray) -> None:

@@ -11,13 +11,13 @@ import math
 
 import numpy as np
 
-from solvers.arithmetic import blocks, dot, fits
+from solvers.arithmetic import blocks, dot, fits, rounding
 from solvers.problem import Problem
 from solvers.relaxation import Evaluation, Relaxation
 from solvers.search import Bracket, bracket_root
 from solvers.terms import FloatArray
 
-_CONTINUOUS_WIDTH = 1e-8  # mixing the two ends of such a bracket loses its square: below rounding
+CONTINUOUS_WIDTH = 1e-8  # mixing the two ends of such a bracket loses its square: below rounding
 _SAMPLE = 1024
 
 
@@ -43,20 +43,24 @@ def bracket_multiplier(relaxation: Relaxation, steps: float = 0.0, start: float 
     The budget must lie between the costs of all lower and all upper bounds.
     """
     problem = relaxation.problem
-    only_continuous = not problem.discrete.any()
+    budget, only_continuous = float(problem.budgets[0]), not problem.discrete.any()
     counted: dict[float, float] = {}
 
     def cost(t: float) -> float:
         point = relaxation.evaluate(np.array([math.exp(t)]), with_damage=False)
         counted[t] = point.steps
-        return float(point.cost[0])
+        spent = float(point.cost[0])
+        if abs(spent - budget) <= rounding(problem.n) * spent:  # too close for rounded sums: decide exactly
+            kept = fits(problem.costs[0], relaxation.minimiser(point.multiplier), budget)
+            return min(spent, budget) if kept else max(spent, math.nextafter(budget, math.inf))
+        return spent
 
     def done(bracket: Bracket) -> bool:
-        narrow = bracket.feasible - bracket.infeasible <= _CONTINUOUS_WIDTH
+        narrow = bracket.feasible - bracket.infeasible <= CONTINUOUS_WIDTH
         return narrow if only_continuous else counted[bracket.infeasible] - counted[bracket.feasible] <= steps
 
     guess = first_multiplier(problem) if start is None else start
-    return bracket_root(cost, float(problem.budgets[0]), guess, done)
+    return bracket_root(cost, budget, guess, done)
 
 
 def best_bound(relaxation: Relaxation, log_multipliers: list[float]) -> tuple[float, Evaluation]:
@@ -67,18 +71,18 @@ def best_bound(relaxation: Relaxation, log_multipliers: list[float]) -> tuple[fl
     return bounds[best], points[best]
 
 
-def solve_continuous(relaxation: Relaxation, start: float | None = None) -> tuple[FloatArray, float, FloatArray]:
+def solve_continuous(relaxation: Relaxation, start: float | None = None) -> tuple[FloatArray, float, Evaluation]:
     """Allocate continuous k under one budget.
 
     Returns
     -------
-    k (n,), lower bound (floor included), multiplier (1,).
+    k (n,), lower bound (floor included), the relaxation at its multiplier.
     """
     bracket = bracket_multiplier(relaxation, start=start)
     k = relaxation.minimiser(np.array([math.exp(bracket.feasible)]))
     mix_to_budget(relaxation, k, bracket)
     bound, at = best_bound(relaxation, [bracket.feasible, bracket.infeasible])
-    return k, bound, at.multiplier
+    return k, bound, at
 
 
 def mix_to_budget(relaxation: Relaxation, k: FloatArray, bracket: Bracket) -> None:

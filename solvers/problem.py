@@ -161,6 +161,28 @@ class Problem:
         object.__setattr__(other, "budget", _budget(budget, self.cost.shape, self.n))
         return other
 
+    def with_rows(self, rows: IntArray) -> Problem:
+        """Same problem under some of its budgets only."""
+        other = copy.copy(self)
+        object.__setattr__(other, "cost", self.costs[rows])
+        object.__setattr__(other, "budget", self.budgets[rows])
+        return other
+
+    def with_bounds(self, lower: FloatArray, upper: FloatArray) -> Problem:
+        """Same problem between other bounds (n,), which must be allowed levels."""
+        other = copy.copy(self)
+        other.__dict__.update(lower=lower, upper=upper)
+        return other
+
+    def tightened(self) -> Problem:
+        """Same problem with upper bounds that some budget implies; the lower bounds must be feasible."""
+        upper = self.upper
+        for row, limit in zip(self.costs, self.budgets, strict=True):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                reach = self.lower + (limit - dot(row, self.lower)) * (1.0 + 1e-12) / row
+            upper = np.where(row > 0.0, np.minimum(upper, np.maximum(reach, self.lower)), upper)
+        return self.with_bounds(self.lower, self.round_levels(np.where(self.damage > 0, upper, self.lower), "at_most"))
+
     def take(self, variables: IntArray, budget: ArrayLike) -> Problem:
         """Restrict to some (untied) variables, under another budget and with no floor."""
         return Problem(

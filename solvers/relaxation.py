@@ -44,7 +44,8 @@ class Relaxation:
         if problem.m == 1:
             self._ratio = _price_per_damage(problem.costs[0], problem.damage)
 
-    def _block(self, multiplier: FloatArray, part: slice) -> FloatArray:
+    def minimiser_in(self, multiplier: FloatArray, part: slice) -> FloatArray:
+        """Minimise the Lagrangian over the variables of one block."""
         problem = self.problem
         with np.errstate(all="ignore"):
             if self._ratio is not None:
@@ -64,7 +65,7 @@ class Relaxation:
         self.evaluations += 1
         k = np.empty(self.problem.n)
         for part in blocks(k.size):
-            k[part] = self._block(multiplier, part)
+            k[part] = self.minimiser_in(multiplier, part)
         return k
 
     def evaluate(self, multiplier: FloatArray, with_damage: bool = True) -> Evaluation:
@@ -72,7 +73,7 @@ class Relaxation:
         self.evaluations += 1
         problem, costs, steps, damages = self.problem, [], [], []
         for part in blocks(problem.n):
-            k = self._block(multiplier, part)
+            k = self.minimiser_in(multiplier, part)
             costs.append([total(row[part] * k) for row in problem.costs])
             if with_damage:
                 damages.append(total(problem.damage[part] * problem.term.take(part).value(k)))

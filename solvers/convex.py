@@ -1,0 +1,184 @@
+"""The general door: cvxpy, for any further convex constraint that a caller states on k.
+
+Continuous variables enter by their term, discrete ones by one binary a level. What the inner solver returns is checked
+against bounds, levels and budgets, and moved inside them, before anyone sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+
+from solvers.arithmetic import fits_all, spent
+from solvers.cutting import maximise_dual, multiplier_box, pull_back
+from solvers.errors import MethodError, MissingPackageError
+from solvers.milp import list_levels
+from solvers.problem import Problem
+from solvers.relaxation import Relaxation
+from solvers.solution import Solution, Stats, Status, unusable, usable
+from solvers.terms import Exponential, FloatArray, Power, Term
+
+Constraints = Callable[[Any], Sequence[Any]]
+"""From the cvxpy expression of k (n,) to the cvxpy constraints on it."""
+
+_VIOLATION = 1e-6
+_ACCURACY = 1e-5
+
+
+@singledispatch
+def phi(term: Term, k: Any) -> Any:  # noqa: ANN401 - cvxpy has no types
+    """Convex cvxpy expression of phi(k).
+
+    Raises
+    ------
+    MethodError : if the term has none.
+    """
+    raise MethodError(f"method 'convex' knows no cvxpy expression of {term!r}; register one with solvers.convex.phi")
+
+
+@phi.register
+def _(term: Power, k: Any) -> Any:  # noqa: ANN401
+    import cvxpy as cp
+
+    if term.exponent.ndim == 0:
+        return cp.inv_pos(k) if float(term.exponent) == 1.0 else cp.power(k, -float(term.exponent))
+    return cp.hstack([cp.power(k[i], -float(p)) for i, p in enumerate(term.exponent)])
+
+
+@phi.register
+def _(term: Exponential, k: Any) -> Any:  # noqa: ANN401
+    import cvxpy as cp
+
+    return cp.exp(-cp.multiply(term.rate, k))
+
+
+def solve_convex(
+    problem: Problem,
+    least: FloatArray,
+    constraints: Constraints | None = None,
+    solver: str | None = None,
+    time_limit: float | None = None,
+) -> Solution:
+    """Solve an (untied) problem whose smallest levels cost `least` (m,), under further constraints on k.
+
+    The lower bound is that of the problem without the further constraints, which can only raise the optimum.
+
+    Raises
+    ------
+    MissingPackageError : if cvxpy or the named solver is not installed.
+    """
+    try:
+        import cvxpy as cp
+    except ImportError as error:
+        raise MissingPackageError("method 'convex' needs cvxpy; install it, or use method='auto'") from error
+    if solver is not None and solver not in cp.installed_solvers():
+        raise MissingPackageError(f"solver {solver!r} is not installed; cvxpy has {cp.installed_solvers()}")
+    tight = problem.tightened()
+    k, objective, rules, selection = _model(tight)
+    extra = list(constraints(k)) if constraints is not None else []
+    if solver is None:
+        solver = "HIGHS" if problem.discrete.all() else "CLARABEL"
+    stats = Stats("convex", f"cvxpy with {solver}")
+    model = cp.Problem(cp.Minimize(objective), rules + extra)
+    try:
+        model.solve(solver=solver, **_options(solver, time_limit))
+    except (cp.error.SolverError, cp.error.DCPError, ArithmeticError, ValueError, RuntimeError) as error:
+        return unusable(problem, Status.FAILED, f"{solver}: {error}", stats, least)
+    status = _status(str(model.status))
+    if status is not None:
+        return unusable(problem, status, f"{solver} reports {model.status!r}.", stats, least)
+    return _checked(tight, k, selection, model, extra, stats, least)
+
+
+def _options(solver: str, time_limit: float | None) -> dict[str, float]:
+    names = {"CLARABEL": "time_limit", "HIGHS": "time_limit", "SCS": "time_limit_secs"}
+    return {} if time_limit is None or solver not in names else {names[solver]: time_limit}
+
+
+def _model(problem: Problem) -> tuple[Any, Any, list[Any], Any]:
+    """Build k, objective and constraints in units in which all are near 1; with the binaries and what they select."""
+    import cvxpy as cp
+
+    free, held = np.flatnonzero(~problem.discrete), np.flatnonzero(problem.discrete)
+    k, objective, rules, selection = np.zeros(problem.n), 0.0, [], None
+    scale = float((problem.damage * problem.term.value(np.array(problem.lower))).max()) or 1.0
+    if free.size:
+        typical = np.sqrt(problem.lower[free]) * np.sqrt(problem.upper[free])
+        y = cp.Variable(free.size, pos=True)
+        place = np.eye(problem.n)[:, free] if problem.n <= 64 else _placement(problem.n, free)
+        k = k + place @ cp.multiply(typical, y)
+        rules += [y >= problem.lower[free] / typical, y <= problem.upper[free] / typical]
+        weight = problem.damage[free] / scale
+        used = np.flatnonzero(weight > 0.0)
+        if used.size:
+            expression = phi(problem.term.take(free[used]), cp.multiply(typical[used], y[used]))
+            objective = objective + cp.sum(cp.multiply(weight[used], expression))
+    if held.size:
+        part = problem.take(held, problem.budget)
+        variable, level = list_levels(part)
+        z = cp.Variable(level.size, boolean=True)
+        choose = _placement(held.size, variable)
+        rules.append(choose @ z == 1)
+        k = k + _placement(problem.n, held) @ (choose @ cp.multiply(level, z))
+        worth = np.array([
+            part.damage[u] * float(part.term.take(np.array([u])).value(np.array([x]))[0])
+            for u, x in zip(variable, level, strict=True)
+        ])  # fmt: skip
+        objective = objective + (worth / scale) @ z
+        selection = (z, held[variable], level)
+    for row, limit in zip(problem.costs, problem.budgets, strict=True):
+        unit = float(limit) if limit > 0.0 else 1.0
+        rules.append((row / unit) @ k <= float(limit) / unit)
+    return k, objective, rules, selection
+
+
+def _placement(n: int, positions: Any) -> Any:  # noqa: ANN401 - a scipy matrix
+    from scipy import sparse
+
+    return sparse.csr_array((np.ones(len(positions)), (positions, np.arange(len(positions)))), (n, len(positions)))
+
+
+def _status(reported: str) -> Status | None:
+    """None for a solved model, else the status that a caller sees."""
+    known = {
+        "optimal": None,
+        "infeasible": Status.INFEASIBLE,
+        "unbounded": Status.UNBOUNDED,
+        "optimal_inaccurate": Status.INACCURATE,
+        "infeasible_inaccurate": Status.INACCURATE,
+        "unbounded_inaccurate": Status.INACCURATE,
+        "user_limit": Status.INACCURATE,
+    }
+    return known.get(reported, Status.FAILED)
+
+
+def _checked(
+    problem: Problem,
+    expression: Any,
+    selection: Any,
+    model: Any,
+    extra: list[Any],
+    stats: Stats,
+    least: FloatArray,  # noqa: ANN401
+) -> Solution:
+    """Move the inner solver's k inside bounds, levels and budgets; withhold it if that changes what it is worth."""
+    if expression.value is None or not np.all(np.isfinite(expression.value)):
+        return unusable(problem, Status.FAILED, "The inner solver returned no finite k.", stats, least)
+    k = np.clip(np.asarray(expression.value, dtype=np.float64), problem.lower, problem.upper)
+    if selection is not None:
+        z, variable, level = selection
+        on = z.value > 0.5
+        k[variable[on]] = level[on]
+    violation = max((float(np.max(rule.violation())) for rule in extra), default=0.0)
+    claimed = problem.value(k)
+    pull_back(problem, k)
+    moved = problem.value(k) - claimed > _ACCURACY * abs(claimed - problem.floor)
+    if violation > _VIOLATION or moved or not fits_all(problem.costs, k, problem.budgets):
+        detail = f"The inner solver's answer breaks a constraint (violation {violation:.1e})."
+        return unusable(problem, Status.INACCURATE, detail, stats, least)
+    relaxation = Relaxation(problem)
+    at = maximise_dual(relaxation, multiplier_box(relaxation))
+    return usable(problem, k, spent(problem.costs, k), relaxation.bound(at), at.multiplier, stats, least)

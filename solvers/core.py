@@ -1,0 +1,97 @@
+"""The core of a problem: the few departures from the relaxation's minimiser that an optimum can still contain.
+
+At multiplier lambda with bound L, moving variable u from its minimiser k0 to level k has the penalty
+p = a (phi(k) - phi(k0)) + (lambda @ c_u) (k - k0) >= 0, and any allocation is worth L plus the penalties of its
+departures plus lambda @ (unspent budget). With a feasible allocation of value U known, departures of penalty > U - L are
+out of the question (variable fixing; Pisinger, European J. Oper. Res. 83(2), 1995).
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from solvers.arithmetic import blocks
+from solvers.problem import IntArray, Problem
+from solvers.terms import FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Departures:
+    """Departures from a base allocation, one entry each.
+
+    `damage` is the change of the objective, `penalty` that plus the priced change of cost; `complete_below`: every
+    departure of smaller penalty is among them.
+    """
+
+    variable: IntArray
+    level: FloatArray
+    damage: FloatArray
+    penalty: FloatArray
+    complete_below: float
+
+    def take(self, index: IntArray, complete_below: float) -> Departures:
+        """Restrict to some of the departures."""
+        return Departures(
+            self.variable[index], self.level[index], self.damage[index], self.penalty[index], complete_below
+        )
+
+    def below(self, penalty: float) -> Departures:
+        """Restrict to penalties of at most `penalty`."""
+        return self.take(np.flatnonzero(self.penalty <= penalty), self.complete_below)
+
+
+def departures(problem: Problem, base: FloatArray, price: FloatArray, gap: float, most: int) -> Departures:
+    """Find all departures of discrete variables with penalty at most `gap`, or the `most` variables that come first.
+
+    Parameters
+    ----------
+    base : (n,) minimiser of the relaxation.
+    price : (m,) multiplier.
+    most : how many variables at most; those with the least penalties are kept.
+    """
+    nearest = [_one_step(problem, base, price, np.arange(p.start, p.stop), base[p], gap, side)
+               for p in blocks(problem.n) for side in ("after", "before")]  # fmt: skip
+    found = _join(nearest)
+    complete_below = np.inf
+    if found.penalty.size > most:
+        complete_below = float(np.partition(found.penalty, most)[most])
+        found = found.below(np.nextafter(complete_below, -np.inf))
+    collected = [found]
+    for side in ("after", "before"):
+        reached = found.take(_on_side(found, base, side), np.inf)
+        for _ in itertools.takewhile(lambda _: reached.variable.size > 0, range(most)):  # noqa: B023 - current one meant
+            reached = _one_step(problem, base, price, reached.variable, reached.level, min(gap, complete_below), side)
+            collected.append(reached)
+    joined = _join(collected)
+    return joined.take(np.argsort(joined.penalty, kind="stable"), complete_below)
+
+
+def _on_side(found: Departures, base: FloatArray, side: str) -> IntArray:
+    up = found.level > base[found.variable]
+    return np.flatnonzero(up if side == "after" else ~up)
+
+
+def _one_step(
+    problem: Problem, base: FloatArray, price: FloatArray, variable: IntArray, k: FloatArray, gap: float, side: str
+) -> Departures:
+    level = problem.round_levels(k, side, variable)
+    term = problem.term.take(variable)
+    with np.errstate(all="ignore"):
+        damage = problem.damage[variable] * (term.value(level) - term.value(base[variable]))
+        penalty = damage + (price @ problem.costs[:, variable]) * (level - base[variable])
+    inside = (level >= problem.lower[variable]) & (level <= problem.upper[variable]) & np.isfinite(level)
+    keep = np.flatnonzero(inside & problem.discrete[variable] & (penalty <= gap))
+    return Departures(variable[keep], level[keep], damage[keep], penalty[keep], np.inf)
+
+
+def _join(parts: list[Departures]) -> Departures:
+    return Departures(
+        np.concatenate([part.variable for part in parts]),
+        np.concatenate([part.level for part in parts]),
+        np.concatenate([part.damage for part in parts]),
+        np.concatenate([part.penalty for part in parts]),
+        np.inf,
+    )

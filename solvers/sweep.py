@@ -1,0 +1,195 @@
+"""Many budgets over one problem: all multipliers are searched at once, each warm-started by its neighbours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from solvers.arithmetic import rounding
+from solvers.auto import solve
+from solvers.lagrangian import CONTINUOUS_WIDTH, first_multiplier
+from solvers.presolve import least_cost
+from solvers.problem import IntArray, Problem
+from solvers.solution import Solution, Stats, usable
+from solvers.terms import FloatArray
+
+_MOST_CELLS = 4_000_000
+_SEARCHES = 60
+_FILLS = 64
+_STEPPED = 12  # samples after which integer and listed k are left to the filling
+
+
+def sweep(problem: Problem, budgets: Sequence[float] | FloatArray) -> list[Solution]:
+    """Solve one problem under many budgets, in the order given: certified, the gap of integer k not closed to proof.
+
+    Parameters
+    ----------
+    budgets : (s,), or (s, m) where the problem has m budgets.
+
+    One budget and up to four million variables times budgets are solved together; else one after another.
+    """
+    values = np.asarray(budgets, dtype=np.float64)
+    merged, group = problem.merged()
+    if problem.m > 1 or values.size * merged.n > _MOST_CELLS:
+        return [solve(problem.with_budget(value), "auto" if problem.m > 1 else "lagrangian") for value in values]
+    begin = time.perf_counter()
+    solutions = _Grid(merged, values).solve()
+    seconds = (time.perf_counter() - begin) / max(values.size, 1)
+    return [_finish(solution, None if problem.ties is None else group, seconds) for solution in solutions]
+
+
+def _finish(solution: Solution, group: np.ndarray | None, seconds: float) -> Solution:
+    k = solution.k if group is None else solution.k[group]
+    return replace(solution, k=k, stats=replace(solution.stats, seconds=seconds))
+
+
+class _Grid:
+    """All budgets (s,) by all variables (n,) at once; `samples` are the log multipliers tried and their costs."""
+
+    def __init__(self, problem: Problem, budgets: FloatArray) -> None:
+        self.problem, self.budgets = problem, budgets
+        self.row, self.evaluations = problem.costs[0], 0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = self.row / problem.damage
+        self.ratio = np.where(np.isnan(ratio), np.inf, ratio)
+        self.margin = 1.0 + 2.0 * rounding(problem.n)
+
+    def solve(self) -> list[Solution]:
+        """One solution a budget, each no worse than that of any smaller budget."""
+        problem, least = self.problem, least_cost(self.problem)
+        ceiling = np.where(problem.damage > 0.0, problem.upper, problem.lower)
+        with np.errstate(invalid="ignore"):
+            most = float(np.nan_to_num(self.row @ ceiling, nan=np.inf))
+        inner = np.flatnonzero((self.budgets > least[0] * self.margin) & (self.budgets * self.margin < most))
+        solutions = {int(i): solve(problem.with_budget(self.budgets[i]), "lagrangian")
+                     for i in range(self.budgets.size) if i not in set(inner.tolist())}  # fmt: skip
+        if inner.size:
+            inner = inner[np.argsort(self.budgets[inner], kind="stable")]
+            self._solve_inner(inner, least, solutions)
+        return [solutions[i] for i in range(self.budgets.size)]
+
+    def minimiser(self, t: FloatArray) -> FloatArray:
+        """Minimiser of the relaxation at each log multiplier (s, n)."""
+        problem = self.problem
+        self.evaluations += t.size
+        with np.errstate(all="ignore"):
+            x = np.exp(t)[:, None] * self.ratio
+            if problem.level_index is None:
+                k = problem.levels[0].minimiser(problem.term, x)
+            else:
+                k = np.empty(x.shape)
+                for position, levels in enumerate(problem.levels):
+                    mine = problem.level_index == position
+                    k[:, mine] = levels.minimiser(problem.term.take(mine), x[:, mine])
+        return np.minimum(np.maximum(k, problem.lower), problem.upper)
+
+    def brackets(self, budgets: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Feasible and infeasible log multipliers of increasing budgets (s,): the samples of all serve each."""
+        ends = [first_multiplier(self.problem.with_budget(b)) for b in (budgets[0], budgets[-1])]
+        spread = np.log(budgets) - np.log(budgets[0])
+        t = ends[0] + (ends[1] - ends[0]) * (spread / spread[-1] if spread[-1] > 0.0 else spread)
+        tried, costs = np.zeros(0), np.zeros(0)
+        wanted = np.arange(budgets.size)
+        for count in range(_SEARCHES):
+            tried = np.concatenate([tried, t])
+            costs = np.concatenate([costs, self.minimiser(t) @ self.row * self.margin])
+            order = np.argsort(tried)
+            tried, costs = tried[order], costs[order]
+            position = np.searchsorted(-costs, -budgets, side="left")  # the first sample that fits
+            feasible = np.append(tried, np.inf)[position]
+            infeasible = np.append(-np.inf, tried)[position]
+            wanted = np.flatnonzero(~(feasible - infeasible <= CONTINUOUS_WIDTH))
+            if wanted.size == 0 or (
+                count >= _STEPPED and self.problem.discrete.all() and np.all(np.isfinite(feasible - infeasible))
+            ):
+                break
+            t = self._next(wanted, position, tried, costs, budgets, count)
+        return feasible, infeasible
+
+    def _next(
+        self,
+        wanted: IntArray,
+        position: IntArray,
+        tried: FloatArray,
+        costs: FloatArray,
+        budgets: FloatArray,
+        count: int,
+    ) -> FloatArray:
+        """Interpolate in log-log scale, aiming to either side of the root in turn; step outwards where there is no bracket."""
+        at = position[wanted]
+        outside = np.where(at == 0, tried[0] - 2.0 ** (count + 1), tried[-1] + 2.0 ** (count + 1))
+        left, right = np.clip(at - 1, 0, tried.size - 1), np.clip(at, 0, tried.size - 1)
+        width = tried[right] - tried[left]
+        with np.errstate(all="ignore"):
+            share = (np.log(costs[left]) - np.log(budgets[wanted])) / (np.log(costs[left]) - np.log(costs[right]))
+        share = np.where(np.isfinite(share), share, 0.5) + (0.02 if count % 2 else -0.02)
+        if count % 4 == 3:
+            share = np.full(share.shape, 0.5)
+        inside = (at > 0) & (at < tried.size)
+        return np.clip(np.where(inside, tried[left] + np.clip(share, 0.02, 0.98) * width, outside), -690.0, 690.0)
+
+    def _solve_inner(self, inner: IntArray, least: FloatArray, solutions: dict[int, Solution]) -> None:
+        problem, budgets = self.problem, self.budgets[inner]
+        feasible, infeasible = self.brackets(budgets)
+        k, other = self.minimiser(feasible), self.minimiser(infeasible)
+        bounds = np.stack([self._bound(t, x, budgets) for t, x in ((feasible, k), (infeasible, other))])
+        low, high = k @ self.row * self.margin, other @ self.row * self.margin
+        share = np.where(high > low, (budgets - low) / np.where(high > low, high - low, 1.0), 0.0)
+        k += np.where(problem.discrete, 0.0, np.clip(share, 0.0, 1.0)[:, None] * (1.0 - 1e-15) * (other - k))
+        self._fill(k, budgets)
+        damage = problem.term.value(k) @ problem.damage
+        best = np.argmax(bounds, axis=0)
+        price = np.exp(np.where(best == 0, feasible, infeasible))
+        kept: FloatArray | None = None
+        for i, j in enumerate(inner.tolist()):
+            if kept is None or problem.floor + damage[i] <= problem.value(kept):
+                kept = k[i]
+            stats = Stats("sweep", "all budgets at once", self.evaluations // inner.size)
+            problem_here = problem.with_budget(budgets[i])
+            bound = float(bounds[best[i], i])
+            cost = np.array([kept @ self.row])
+            solutions[j] = usable(problem_here, kept, cost, bound, price[i : i + 1], stats, least)
+
+    def _bound(self, t: FloatArray, k: FloatArray, budgets: FloatArray) -> FloatArray:
+        problem, price = self.problem, np.exp(t)
+        damage, priced = problem.term.value(k) @ problem.damage, price * (k @ self.row)
+        error = rounding(problem.n) * problem.n * (damage + priced + price * budgets) / 8.0
+        return np.asarray(problem.floor + damage + priced - price * budgets - error)
+
+    def _fill(self, k: FloatArray, budgets: FloatArray) -> None:
+        """Marginal filling of all budgets together, in place: a round takes one step a budget."""
+        problem, rows = self.problem, np.arange(budgets.size)
+        columns = np.flatnonzero(problem.discrete)
+        term, damage, row, upper = (
+            problem.term.take(columns),
+            problem.damage[columns],
+            self.row[columns],
+            problem.upper[columns],
+        )
+        for _ in range(_FILLS if columns.size else 0):
+            here = k[np.ix_(rows, columns)]
+            after = self._after(here, columns)
+            left = budgets[rows] / self.margin - k[rows] @ self.row
+            with np.errstate(all="ignore"):
+                extra = row * (after - here)
+                saving = damage * (term.value(here) - term.value(after)) / extra
+            saving[~((extra <= left[:, None]) & (after <= upper))] = -1.0
+            pick = np.argmax(saving, axis=1)
+            going = np.flatnonzero(saving[np.arange(rows.size), pick] > 0.0)
+            if going.size == 0:
+                return
+            rows, pick = rows[going], pick[going]
+            k[rows, columns[pick]] = after[going, pick]
+
+    def _after(self, here: FloatArray, columns: IntArray) -> FloatArray:
+        problem = self.problem
+        if problem.level_index is None:
+            return problem.levels[0].after(here)
+        out = np.empty(here.shape)
+        for position, levels in enumerate(problem.levels):
+            mine = problem.level_index[columns] == position
+            out[:, mine] = levels.after(here[:, mine])
+        return out
