@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from precalloc.allocation import Allocation
 
 # Uniform K visibly loses accuracy at this budget on the demo's network, and the allocation does not.
-DEMO_BUDGET = "2x"
+DEMO_BUDGET = "8x"
 DEFAULT_HARDWARE = "homodyne-1550nm"
 
 
@@ -259,3 +259,7 @@ def _finish(allocation: Allocation, out: Path) -> None:
 def main() -> None:
     """Run the command line."""
     app()
+
+
+if __name__ == "__main__":
+    main()
