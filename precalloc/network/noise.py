@@ -130,7 +130,7 @@ def _thermal_variance(product: Product, noise: SiteNoise, strength: FloatArray, 
     scale = torch.as_tensor(strength, dtype=y.dtype, device=y.device) * product.macs_per_output(y)
     scale = scale * noise.ranges.input**2
     if product.rows is None:
-        return scale * noise.ranges.operand**2
+        return scale.reshape(()) * noise.ranges.operand**2  # a product of two vectors has no axis to broadcast along
     return product.per_channel(scale * weight_range(product.rows(product.w)).square(), y)
 
 
@@ -140,7 +140,7 @@ def _shot_variance(product: Product, strength: FloatArray, y: Tensor) -> tuple[T
     field = product.x_energy(product.x)
     if product.rows is None:
         assert product.w_mean_square is not None
-        return field * product.w_mean_square(product.w), scale
+        return field * product.w_mean_square(product.w), scale.reshape(())
     return field, product.per_channel(scale * product.rows(product.w).square().mean(1), y)
 
 
