@@ -1,8 +1,8 @@
 """Accuracy at equal energy: uniform K against precalloc's per layer and per channel, simulated on evaluation data.
 
-Prints one row a case: drop against the clean network in points with its 95 % interval (examples and noise draws), the drop
-that was predicted from the profile, and the seconds of the profile. Needs the fixtures (trained CIFAR-10 ResNet20 and
-keyword-spotting DS-CNN with their data), by default in ``../shared/fixtures`` beside the repository:
+Prints one row a case: drop against the clean network in points with its 95 % interval (examples and noise draws), the
+drop that was predicted from the profile, and the seconds of the profile. Needs the fixtures (CIFAR-10 ResNet20 and
+keyword-spotting DS-CNN, trained, with their data), by default in ``../shared/fixtures`` beside the repository:
 
     python benchmarks/bench_accuracy.py [--fixtures DIR] [--seeds N]
 """

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from precalloc.errors import PrecallocError
 
@@ -33,14 +35,21 @@ def write_files(directory: str | os.PathLike[str], contents: Mapping[str, str]) 
 
 
 def _write_temporary(folder: Path, name: str, content: str) -> Path:
+    with temporary_file(folder, name) as (file, path):
+        file.write(content.encode())
+    return path
+
+
+@contextmanager
+def temporary_file(folder: Path, name: str) -> Iterator[tuple[IO[bytes], Path]]:
+    """Open a new file beside its later name, to be renamed when it is whole; it is gone if the block fails."""
     handle, path = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(content)
+        with os.fdopen(handle, "wb") as file:
+            yield file, Path(path)
         mask = os.umask(0)
         os.umask(mask)
         Path(path).chmod(0o666 & ~mask)  # mkstemp's files are private; results are as readable as any other file
     except BaseException:
         Path(path).unlink(missing_ok=True)
         raise
-    return Path(path)

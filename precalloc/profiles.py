@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from precalloc.errors import ProfileError
 from precalloc.hardware import NoiseKind
+from precalloc.output_files import temporary_file
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -211,15 +211,10 @@ def write_npz(path: Path, header: Mapping[str, Any], arrays: Mapping[str, npt.ND
     """Write arrays and a JSON header to one ``.npz``; the file appears whole or not at all."""
     encoded = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".npz")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            # Keyword arguments could not carry the slashes past a type checker; savez takes any name.
-            np.savez(file, header=encoded, **dict(arrays))  # type: ignore[arg-type]
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with temporary_file(path.parent, path.name) as (file, temporary):
+        # The stub knows only literal keyword names; savez takes any.
+        np.savez(file, header=encoded, **dict(arrays))  # type: ignore[arg-type]
+    temporary.replace(path)
     return path
 
 

@@ -123,7 +123,8 @@ class BatchSums:
 
     def mean(self) -> FloatArray:
         """Mean per example."""
-        return self.arrays["value"] / self.counts[1]
+        mean: FloatArray = self.arrays["value"] / self.counts[1]
+        return mean
 
     def error(self) -> FloatArray:
         """Standard error of the mean; NaN where a single batch cannot tell."""

@@ -212,9 +212,9 @@ def call_model(model: nn.Module, batch: Batch) -> Tensor:
     """
     device = model_device(model)
     inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-    by_name = set(inputs) <= _forward_parameters(model)
+    args, named = _arguments(model, inputs)
     try:
-        output = model(**inputs) if by_name else model(*inputs.values())
+        output = model(*args, **named)
     except (TypeError, RuntimeError, IndexError, ValueError) as error:
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}
         raise DataError(f"The model does not take inputs {shapes}: {str(error).splitlines()[0]}") from error
@@ -226,9 +226,17 @@ def model_device(model: nn.Module) -> torch.device:
     return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
-def _forward_parameters(model: nn.Module) -> set[str]:
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {name for name, parameter in inspect.signature(model.forward).parameters.items() if parameter.kind in kinds}
+def _arguments(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Pass inputs by position where they are the forward's first parameters, else by name, else in their own order.
+
+    Position comes first because an exported program takes its inputs only in the way that it was exported with.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    first = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD][: len(inputs)]
+    if set(first) == set(inputs):
+        return [inputs[name] for name in first], {}
+    by_name = set(inputs) <= {p.name for p in parameters}
+    return ([], inputs) if by_name else (list(inputs.values()), {})
 
 
 def logits_of(output: object) -> Tensor:

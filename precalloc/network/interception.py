@@ -64,8 +64,10 @@ def _track(path: str, module: nn.Module, names: _Names) -> tuple[Any, Any]:
     def enter(module: nn.Module, _: object) -> None:
         names.stack.append(_Frame(path, module))
 
-    def leave(*_: object) -> None:
-        names.stack.pop()
+    def leave(module: nn.Module, *_: object) -> None:
+        # Called even where another hook failed before ours entered.
+        if names.stack[-1].module is module:
+            names.stack.pop()
 
     return module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)
 

@@ -20,7 +20,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
         try:
             # The fused transformer kernel computes a whole layer in one call and would hide its products.
             torch.backends.mha.set_fastpath_enabled(False)
-            model.eval()
+            # Not model.eval(): an exported program's module refuses it, and users override it.
+            for module in training:
+                module.training = False
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
