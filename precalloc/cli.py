@@ -83,11 +83,11 @@ def demo(
     model, calibration = demo_model.build(), workflow.load_examples(str(demo_model.CALIBRATION))
     with progress_bars() as progress:
         effort, kept = workflow.Effort(seed=seed, progress=progress), out / workflow.PROFILE_FILE
-        profile = workflow.measure(model, "precalloc demo", calibration, chosen, effort, _checkpoint(kept))
+        profile = workflow.measure(model, "precalloc demo", calibration, chosen, effort, workflow.checkpoint_of(kept))
         profile.save(kept)
         allocation = choose(profile, budget, hardware=chosen, granularity=granularity, seed=seed)
         evaluation = workflow.load_examples(str(demo_model.EVALUATION))
-        allocation = workflow.validate_both(model, evaluation, allocation, effort)
+        allocation = workflow.validate_both(model, evaluation, allocation, effort, kept.parent)
     _finish(allocation, out)
 
 
@@ -130,7 +130,7 @@ def profile(
     network, examples = workflow.load(model, weights), workflow.load_examples(data)
     with progress_bars() as progress:
         effort = workflow.Effort(seed, batch_size, allow_uncovered=allow_uncovered, progress=progress)
-        measured = workflow.measure(network, model, examples, chosen, effort, _checkpoint(out))
+        measured = workflow.measure(network, model, examples, chosen, effort, workflow.checkpoint_of(out))
     measured.save(out)
     typer.echo(f"{len(measured.sites)} sites of {measured.provenance.examples} examples: {out}")
 
@@ -169,12 +169,12 @@ def allocate(
         else:
             calibration, kept = workflow.load_examples(str(data)), out / workflow.PROFILE_FILE
             assert network is not None
-            measured = workflow.measure(network, str(model), calibration, chosen, effort, _checkpoint(kept))
+            measured = workflow.measure(network, str(model), calibration, chosen, effort, workflow.checkpoint_of(kept))
             measured.save(kept)
         allocation = choose(measured, budget, max_drop=max_drop, hardware=chosen, granularity=granularity, seed=seed)
         if validate is not None:
             assert network is not None
-            allocation = workflow.validate_both(network, workflow.load_examples(validate), allocation, effort)
+            allocation = workflow.validate_both(network, workflow.load_examples(validate), allocation, effort, out)
     _finish(allocation, out)
 
 
@@ -197,7 +197,7 @@ def validate(
     network, examples = workflow.load(model, weights), workflow.load_examples(data)
     with progress_bars() as progress:
         effort = workflow.Effort(seed, batch_size, seeds, progress=progress)
-        simulated = workflow.simulate(network, examples, repetitions, effort)
+        simulated = workflow.simulate(network, examples, repetitions, effort, workflow.checkpoint_of(kmap))
     standard_console().print(simulation_table(simulated))
 
 
@@ -234,11 +234,6 @@ def _check_request(
         raise ModelError("Give either --profile or --data: the profile already holds what calibration data tells.")
     if validate is not None and model is None:
         raise ModelError("--validate simulates the model: give MODEL as well.")
-
-
-def _checkpoint(target: Path) -> Path:
-    """Where an interrupted measurement of ``target`` is kept, beside it."""
-    return target.with_name(f".{target.name}.checkpoint")
 
 
 def _finish(allocation: Allocation, out: Path) -> None:

@@ -55,7 +55,9 @@ def measure(
     return measured
 
 
-def validate_both(model: nn.Module, data: object, allocation: Allocation, effort: Effort) -> Allocation:
+def validate_both(
+    model: nn.Module, data: object, allocation: Allocation, effort: Effort, directory: Path
+) -> Allocation:
     """Simulate an allocation and the uniform one beside it, with the same noise seeds.
 
     Raises
@@ -66,12 +68,15 @@ def validate_both(model: nn.Module, data: object, allocation: Allocation, effort
         If the model is not the one that was profiled.
     """
     require_fresh(model, data, allocation)
-    allocated = simulate(model, data, allocation.kmap(), effort)
-    return allocation.with_simulation(allocated, simulate(model, data, allocation.uniform_kmap(), effort))
+    kept = checkpoint_of(directory / "allocated"), checkpoint_of(directory / "uniform")
+    allocated = simulate(model, data, allocation.kmap(), effort, kept[0])
+    return allocation.with_simulation(allocated, simulate(model, data, allocation.uniform_kmap(), effort, kept[1]))
 
 
-def simulate(model: nn.Module, data: object, kmap: KMap, effort: Effort) -> SimulatedAccuracy:
-    """Simulate one K map."""
+def simulate(
+    model: nn.Module, data: object, kmap: KMap, effort: Effort, checkpoint: Path | None = None
+) -> SimulatedAccuracy:
+    """Simulate one K map; an interrupted run goes on from ``checkpoint``."""
     from precalloc.network.simulation import validate
 
     simulated: SimulatedAccuracy = validate(
@@ -82,8 +87,14 @@ def simulate(model: nn.Module, data: object, kmap: KMap, effort: Effort) -> Simu
         seed=effort.seed,
         batch_size=effort.batch_size,
         progress=effort.progress,
+        checkpoint=checkpoint,
     )
     return simulated
+
+
+def checkpoint_of(target: Path) -> Path:
+    """Where the interrupted making of ``target`` is kept."""
+    return target.with_name(f".{target.name}.checkpoint")
 
 
 def require_fresh(model: nn.Module, data: object, allocation: Allocation) -> None:
