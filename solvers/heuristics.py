@@ -50,9 +50,7 @@ def uniform_allocation(problem: Problem) -> FloatArray:
 
 def _common_level(problem: Problem) -> float | None:
     """Closed form where bounds and levels are the same for all variables; None where they are not."""
-    if problem.level_index is not None or any(np.ptp(b[:: b.size - 1 or 1]) for b in (problem.lower, problem.upper)):
-        return None
-    if problem.k_min.ndim or problem.k_max.ndim or "lower" not in problem.__dict__ or problem.lower.strides != (0,):
+    if any(bound.strides != (0,) for bound in (problem.lower, problem.upper)):
         return None
     sums = np.array([math.fsum(total(row[part]) for part in blocks(problem.n)) for row in problem.costs])
     with np.errstate(divide="ignore"):
