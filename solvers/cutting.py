@@ -48,6 +48,8 @@ def maximise_dual(relaxation: Relaxation, box: FloatArray) -> Evaluation:
     active = np.flatnonzero(box > 0.0)
     problem, m = relaxation.problem, active.size
     centre, shape = np.full(m, 0.5), np.eye(m) * (0.25 * m)
+    if m == 0:
+        return relaxation.evaluate(np.zeros(box.size))
     best, best_bound, ceiling = None, -np.inf, np.inf
     for _ in range(_MAX_CUTS):
         outside = _outside(centre)

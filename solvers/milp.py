@@ -16,6 +16,8 @@ from solvers.terms import FloatArray
 
 _MOST_LEVELS = 1_000_000
 _TOLERANCE = 1e-9
+_ABSOLUTE_GAP = 2e-6  # HiGHS stops within 1e-6 of its bound, which scipy cannot change:
+_FINENESS = 1e-4  # so the objective is stated in units this small against its greatest coefficient
 
 
 def list_levels(problem: Problem) -> tuple[IntArray, FloatArray]:
@@ -52,7 +54,7 @@ def solve_milp(problem: Problem, least: FloatArray, time_limit: float | None = N
         damage[mine] = problem.damage[u] * problem.term.take(np.array([u])).value(level[mine])
     if problem.term.take(np.array([0])) is problem.term:
         damage = problem.damage[variable] * problem.term.value(level)
-    scale = damage.max() or 1.0
+    scale = float(damage.max()) * _FINENESS or 1.0
     one_each = sparse.csr_array((np.ones(level.size), (variable, np.arange(level.size))), (problem.n, level.size))
     limits = np.where(problem.budgets > 0.0, problem.budgets, 1.0)
     rows = problem.costs[:, variable] * level / limits[:, None]
@@ -79,7 +81,7 @@ def solve_milp(problem: Problem, least: FloatArray, time_limit: float | None = N
     if not fits_all(problem.costs, k, problem.budgets):
         repair(tight, k, np.zeros(problem.m))
     bound = float(found.mip_dual_bound if found.mip_dual_bound is not None else -np.inf) * scale
-    bound = problem.floor + bound - _TOLERANCE * abs(bound)
+    bound = problem.floor + bound - _TOLERANCE * abs(bound) - _ABSOLUTE_GAP * scale
     if problem.value(k) < bound or not fits_all(problem.costs, k, problem.budgets):
         return unusable(problem, Status.INACCURATE, "HiGHS returned a bound above its own answer.", stats, least)
     return usable(problem, k, spent(problem.costs, k), bound, np.full(problem.m, np.nan), stats, least)
