@@ -178,7 +178,8 @@ def _cheapest_step(
         extra = problem.costs * change
     if side == "after":
         open_ &= np.all(extra <= -over[:, None], axis=0) & (damage < 0.0)
-        score = damage / np.maximum(np.abs(price @ extra), 1e-300)
+        with np.errstate(over="ignore"):
+            score = damage / np.maximum(np.abs(price @ extra), 1e-300)
     else:
         relief = np.minimum(-extra, np.maximum(over, 0.0)[:, None]) / np.maximum(problem.budgets, 1e-300)[:, None]
         removed = relief.sum(axis=0)

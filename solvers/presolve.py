@@ -41,7 +41,8 @@ def presolve(problem: Problem, least: FloatArray) -> Solution | None:
 def _infeasible_detail(problem: Problem, least: FloatArray, j: int) -> str:
     budget = float(problem.budgets[j])
     name = "the budget" if problem.budget.ndim == 0 else f"budget {j}"
+    needed, limit = float(least[j]), float(problem.budgets[j])
     return (
-        f"The smallest levels cost {least[j]:.17g}, which exceeds {name} of {budget:.17g} by {least[j] - budget:.3g}; "
-        f"the least feasible one is {least[j]:.17g}."
+        f"The smallest levels cost {needed!r}, which exceeds {name} of {limit!r} by {needed - limit:.3g}; "
+        f"the least feasible one is {needed!r}."
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from solvers.arithmetic import rounding
+from solvers.arithmetic import fits, rounding
 from solvers.auto import solve
 from solvers.lagrangian import first_multiplier
 from solvers.presolve import least_cost
@@ -218,7 +218,7 @@ class _Grid:
         for _ in range(_FILLS if columns.size else 0):
             here = k[np.ix_(rows, columns)]
             after = self._after(here, columns)
-            left = budgets[rows] / self.margin - k[rows] @ self.row
+            left = budgets[rows] * self.margin - k[rows] @ self.row
             with np.errstate(all="ignore"):
                 extra = row * (after - here)
                 saving = damage * (term.value(here) - term.value(after)) / extra
@@ -229,6 +229,10 @@ class _Grid:
                 return
             rows, pick = rows[going], pick[going]
             k[rows, columns[pick]] = after[going, pick]
+            for i in np.flatnonzero(k[rows] @ self.row * self.margin > budgets[rows]):  # too close for rounded sums
+                if not fits(self.row, k[rows[i]], float(budgets[rows[i]])):
+                    k[rows[i], columns[pick[i]]] = here[going[i], pick[i]]
+                    budgets = np.where(np.arange(budgets.size) == rows[i], -np.inf, budgets)
 
     def _after(self, here: FloatArray, columns: IntArray) -> FloatArray:
         problem = self.problem
