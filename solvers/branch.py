@@ -123,7 +123,8 @@ def _enumerate_core(
 ) -> tuple[FloatArray | None, float, tuple[int, float, float] | None]:
     """Best allocation of a subproblem's core if it beats `best`, what all its allocations are worth, where to split."""
     problem, price, bound = node.relaxation.problem, node.at.multiplier, node.bound
-    found_k, split = None, None
+    found_k: FloatArray | None = None
+    split: tuple[int, float, float] | None = None
     if best - bound <= 2.0 * tolerance:
         return None, bound, None
     base = node.relaxation.minimiser(price)
@@ -144,7 +145,7 @@ def _enumerate_core(
         if bound >= best - 2.0 * tolerance or found.variable.size == 0:
             break
         u, level = int(found.variable[0]), float(found.level[0])
-        split = (u, *sorted((float(base[u]), level)))
+        split = (u, min(float(base[u]), level), max(float(base[u]), level))
     return found_k, bound, split
 
 
@@ -202,7 +203,7 @@ def search_core(
 
 
 def _leftover(problem: Problem, base: FloatArray, extra: Extended) -> tuple[Extended, Extended]:
-    """What base leaves of each budget (m,), negative where it exceeds it, and a bound on the rounding of sums of it."""
+    """Give what base leaves of each budget (m,), negative where it exceeds it, and a bound on the rounding of it."""
     sums = np.abs(extra).sum(axis=1)
     left, error = np.empty(problem.m, np.longdouble), np.empty(problem.m, np.longdouble)
     for j, (row, limit) in enumerate(zip(problem.costs, problem.budgets, strict=True)):

@@ -35,12 +35,12 @@ class Steps:
     saving: FloatArray
 
     def take(self, index: IntArray) -> Steps:
-        """Some of the steps."""
-        return Steps(*(field[index] for field in (self.variable, self.before, self.after, self.cost, self.saving)))
+        """Restrict to some of the steps."""
+        return Steps(self.variable[index], self.before[index], self.after[index], self.cost[index], self.saving[index])
 
 
 def next_steps(problem: Problem, k: FloatArray, variables: IntArray) -> Steps:
-    """The step up of each of `variables` that has one, from levels k given for them."""
+    """Give the step up of each of `variables` that has one, from levels k given for them."""
     after = problem.round_levels(k, "after", variables)
     possible = np.flatnonzero(after <= problem.upper[variables])
     variables, before, after = variables[possible], k[possible], after[possible]

@@ -5,6 +5,8 @@ minimise sum_ul a_u phi(K_l) z_ul   s.t.   sum_l z_ul = 1,  sum_ul c_ju K_l z_ul
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from solvers.arithmetic import fits_all, spent
@@ -48,23 +50,18 @@ def solve_milp(problem: Problem, least: FloatArray, time_limit: float | None = N
 
     tight = problem.tightened()
     variable, level = list_levels(tight)
-    damage = np.empty(level.size)
-    for u in range(problem.n) if problem.term.take(np.array([0])) is not problem.term else ():
-        mine = variable == u
-        damage[mine] = problem.damage[u] * problem.term.take(np.array([u])).value(level[mine])
-    if problem.term.take(np.array([0])) is problem.term:
-        damage = problem.damage[variable] * problem.term.value(level)
+    damage = problem.damage[variable] * problem.term.take(variable).value(level)
     scale = float(damage.max()) * _FINENESS or 1.0
-    one_each = sparse.csr_array((np.ones(level.size), (variable, np.arange(level.size))), (problem.n, level.size))
+    one_each: Any = sparse.csr_array((np.ones(level.size), (variable, np.arange(level.size))), (problem.n, level.size))
     limits = np.where(problem.budgets > 0.0, problem.budgets, 1.0)
     rows = problem.costs[:, variable] * level / limits[:, None]
-    options: dict[str, float] = {"mip_rel_gap": 0.0} | ({} if time_limit is None else {"time_limit": time_limit})
+    options: Any = {"mip_rel_gap": 0.0} | ({} if time_limit is None else {"time_limit": time_limit})
     found = optimize.milp(
         damage / scale,
         integrality=np.ones(level.size),
         bounds=optimize.Bounds(0.0, 1.0),
         constraints=[
-            optimize.LinearConstraint(one_each, 1.0, 1.0),  # type: ignore[arg-type]
+            optimize.LinearConstraint(one_each, 1.0, 1.0),
             optimize.LinearConstraint(rows, -np.inf, problem.budgets / limits),
         ],
         options=options,

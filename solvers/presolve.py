@@ -11,7 +11,7 @@ from solvers.terms import FloatArray
 
 
 def least_cost(problem: Problem) -> FloatArray:
-    """What the smallest allowed levels cost under every budget (m,), rounded so that they fit it exactly."""
+    """Cost the smallest allowed levels under every budget (m,), rounded so that they fit it exactly."""
     least = spent(problem.costs, problem.lower)
     for j, row in enumerate(problem.costs):
         while not fits(row, problem.lower, float(least[j])):
@@ -39,7 +39,6 @@ def presolve(problem: Problem, least: FloatArray) -> Solution | None:
 
 
 def _infeasible_detail(problem: Problem, least: FloatArray, j: int) -> str:
-    budget = float(problem.budgets[j])
     name = "the budget" if problem.budget.ndim == 0 else f"budget {j}"
     needed, limit = float(least[j]), float(problem.budgets[j])
     return (

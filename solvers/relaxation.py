@@ -61,7 +61,7 @@ class Relaxation:
             return np.minimum(k, problem.upper[part], out=k)
 
     def minimiser(self, multiplier: FloatArray) -> FloatArray:
-        """Allowed k within bounds that minimises the Lagrangian (n,)."""
+        """Minimise the Lagrangian over the allowed k within bounds (n,)."""
         self.evaluations += 1
         k = np.empty(self.problem.n)
         for part in blocks(k.size):

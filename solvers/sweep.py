@@ -118,7 +118,7 @@ class _Grid:
         budgets: FloatArray,
         count: int,
     ) -> FloatArray:
-        """Interpolate in log-log scale, aiming to either side of the root in turn; step outwards where there is no bracket."""
+        """Interpolate in log-log scale, aiming to either side of the root in turn; step outwards without a bracket."""
         at = position[wanted]
         outside = np.where(at == 0, tried[0] - 2.0 ** (count + 1), tried[-1] + 2.0 ** (count + 1))
         left, right = np.clip(at - 1, 0, tried.size - 1), np.clip(at, 0, tried.size - 1)
@@ -193,7 +193,8 @@ class _Grid:
         problem = self.problem
         k = np.clip(np.broadcast_to(level[:, None], (level.size, problem.n)), problem.lower, problem.upper)
         if problem.level_index is None:
-            return problem.levels[0].at_most(k)
+            rounded: FloatArray = problem.levels[0].at_most(k)
+            return rounded
         for position, levels in enumerate(problem.levels):
             mine = problem.level_index == position
             k[:, mine] = levels.at_most(k[:, mine])

@@ -1,4 +1,5 @@
 """Makes the helpers of these tests importable."""
+
 import sys
 from pathlib import Path
 

@@ -100,7 +100,7 @@ def several_budgets(rng, n):
 
 
 CONTINUOUS = {
-    "continuous": lambda rng, n: _continuous(rng, n),
+    "continuous": lambda rng, n: _continuous(rng, n, spread=1.0),
     "continuous_wide": lambda rng, n: _continuous(rng, n, spread=12.0),
     "continuous_power": lambda rng, n: _continuous(rng, n, term=Power(rng.uniform(0.3, 3.0, n))),
 }
@@ -108,7 +108,8 @@ CONTINUOUS = {
 
 def _continuous(rng, n, spread=1.0, **more):
     a, c = _draw(rng, n, spread)
-    return Problem(a, c, rng.uniform(0.2, 8) * c.sum(), k_min=0.1, k_max=rng.choice([5.0, np.inf]), levels="continuous", **more)
+    budget, k_max = rng.uniform(0.2, 8) * c.sum(), rng.choice([5.0, np.inf])
+    return Problem(a, c, budget, k_min=0.1, k_max=k_max, levels="continuous", **more)
 
 
 def allowed_levels(problem, u):
@@ -158,7 +159,8 @@ def check(problem, solution):
         for label in set(problem.ties[problem.ties >= 0].tolist()):
             assert np.ptp(k[problem.ties == label]) == 0.0
     assert solution.lower_bound <= solution.objective
-    np.testing.assert_allclose(solution.objective, problem.floor + problem.term.value(k) @ problem.damage, rtol=1e-12, atol=1e-13)
+    value = problem.floor + problem.term.value(k) @ problem.damage
+    np.testing.assert_allclose(solution.objective, value, rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(np.atleast_1d(solution.cost), problem.costs @ k, rtol=1e-12)
 
 
