@@ -55,16 +55,14 @@ def _two_product(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
     return product, ((ah * bh - product) + ah * bl + al * bh) + al * bl
 
 
-def excess(cost: FloatArray, k: FloatArray, *limits: float) -> float:
-    """Sum of cost_u k_u minus all limits, correctly rounded: its sign is exact."""
+def excess(cost: FloatArray, k: FloatArray, budget: float) -> float:
+    """Sum of cost_u k_u minus the budget, correctly rounded: its sign is exact."""
     exact = (_two_product(cost[part], k[part]) for part in blocks(k.size))
-    return math.fsum(
-        chain([-limit for limit in limits], chain.from_iterable(x.tolist() for pair in exact for x in pair))
-    )
+    return math.fsum(chain([-budget], chain.from_iterable(x.tolist() for pair in exact for x in pair)))
 
 
-def _doubled_excess(cost: FloatArray, k: FloatArray, budget: float) -> tuple[float, float]:
-    """Sum of cost_u k_u minus the budget in twice the working precision, and a bound on its error."""
+def doubled_excess(cost: FloatArray, k: FloatArray, budget: float) -> tuple[float, float, float]:
+    """Sum of cost_u k_u minus the budget in twice the working precision: high part, low part, bound on the error."""
     sums, errors = [-budget], []
     for part in blocks(k.size):
         terms, lost = _two_product(cost[part], k[part])
@@ -76,7 +74,9 @@ def _doubled_excess(cost: FloatArray, k: FloatArray, budget: float) -> tuple[flo
             z = terms - a
             errors.append(total((a - (terms - z)) + (b - z)))
         sums.append(float(terms[0]))
-    return math.fsum(sums + errors), rounding(k.size) * 64.0 * _EPS * (math.fsum(sums[1:]) + budget)
+    high = math.fsum(sums + errors)
+    low = math.fsum([*sums, *errors, -high])
+    return high, low, rounding(k.size) * 64.0 * _EPS * (math.fsum(sums[1:]) + budget)
 
 
 def fits(cost: FloatArray, k: FloatArray, budget: float) -> bool:
@@ -87,7 +87,7 @@ def fits(cost: FloatArray, k: FloatArray, budget: float) -> bool:
         return True
     if not estimate - error <= budget:
         return False
-    over, doubt = _doubled_excess(cost, k, budget)
+    over, _, doubt = doubled_excess(cost, k, budget)
     return over < 0.0 if abs(over) > doubt else excess(cost, k, budget) <= 0.0
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solvers.arithmetic import excess, fits_all
+from solvers.arithmetic import doubled_excess, fits_all
 from solvers.core import Departures, departures
 from solvers.cutting import solve_several
 from solvers.integer import Relaxed, solve_discrete
@@ -123,7 +123,8 @@ def _enumerate_core(
 ) -> tuple[FloatArray | None, float, tuple[int, float, float] | None]:
     """Best allocation of a subproblem's core if it beats `best`, what all its allocations are worth, where to split."""
     problem, price, bound = node.relaxation.problem, node.at.multiplier, node.bound
-    found_k, split = None, None
+    found_k: FloatArray | None = None
+    split: tuple[int, float, float] | None = None
     if best - bound <= 2.0 * tolerance:
         return None, bound, None
     base = node.relaxation.minimiser(price)
@@ -134,7 +135,7 @@ def _enumerate_core(
     for most, width in ROUNDS:
         gap = best - node.bound + tolerance
         found = departures(problem, base, price, gap, most)
-        if np.isfinite(found.complete_below) and most > ROUNDS[0][0]:
+        if 0.0 < found.complete_below < np.inf and most > ROUNDS[0][0]:
             break  # a core this large is branched on, not listed
         core = _core(problem, base, found, price)
         improved, proven_below = search_core(core, base, gap, width, keeps)
@@ -144,7 +145,7 @@ def _enumerate_core(
         if bound >= best - 2.0 * tolerance or found.variable.size == 0:
             break
         u, level = int(found.variable[0]), float(found.level[0])
-        split = (u, *sorted((float(base[u]), level)))
+        split = (u, min(float(base[u]), level), max(float(base[u]), level))
     return found_k, bound, split
 
 
@@ -181,30 +182,35 @@ def search_core(
     accepts : whether an allocation keeps the limits, exactly.
     """
     found = core.departures
-    variables, first = np.unique(found.variable, return_index=True)
-    order = variables[np.argsort(core.penalty[first], kind="stable")]
+    distinct, first = np.unique(found.variable, return_index=True)
+    order = distinct[np.argsort(core.penalty[first], kind="stable")]
     half = [_list_states(core, order[side::2], gap, width) for side in (0, 1)]
     proven_below = min(found.complete_below, half[0].cut, half[1].cut)
     for room in (core.left + core.error, core.left - core.error):
         pair = _best_pair(half[0], half[1], room, gap - float(core.price @ core.left), core.price)
         if pair is None:
             continue
-        k, chosen = base.copy(), half[0].chosen(pair[0]) + half[1].chosen(pair[1])
-        k[found.variable[chosen]] = found.level[chosen]
-        if accepts(k):
-            return k, proven_below
+        chosen = half[0].chosen(pair[0]) + half[1].chosen(pair[1])
+        variables, before = found.variable[chosen], base[found.variable[chosen]]
+        base[variables] = found.level[chosen]
+        accepted = base.copy() if accepts(base) else None
+        base[variables] = before
+        if accepted is not None:
+            return accepted, proven_below
         gain = half[0].damage[pair[0]] + half[1].damage[pair[1]]
         proven_below = min(proven_below, float(gain + core.price @ core.left))
     return None, proven_below
 
 
 def _leftover(problem: Problem, base: FloatArray, extra: Extended) -> tuple[Extended, Extended]:
-    """What base leaves of each budget (m,), negative where it exceeds it, and a bound on the rounding of sums of it."""
-    left = np.empty(problem.m, np.longdouble)
+    """Give what base leaves of each budget (m,), negative where it exceeds it, and a bound on the rounding of it."""
+    sums = np.abs(extra).sum(axis=1)
+    left, error = np.empty(problem.m, np.longdouble), np.empty(problem.m, np.longdouble)
     for j, (row, limit) in enumerate(zip(problem.costs, problem.budgets, strict=True)):
-        leading = excess(row, base, float(limit))
-        left[j] = -(np.longdouble(leading) + excess(row, base, float(limit), leading))
-    return left, 64.0 * np.finfo(np.longdouble).eps * (np.abs(left) + np.abs(extra).sum(axis=1))
+        high, low, doubt = doubled_excess(row, base, float(limit))
+        left[j] = -(np.longdouble(high) + low)
+        error[j] = doubt + 64.0 * np.finfo(np.longdouble).eps * (abs(left[j]) + sums[j])
+    return left, error
 
 
 def _list_states(core: Core, variables: IntArray, gap: float, width: int) -> _Half:

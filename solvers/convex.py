@@ -6,7 +6,9 @@ against bounds, levels and budgets, and moved inside them, before anyone sees it
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
@@ -16,7 +18,7 @@ from solvers.arithmetic import fits_all, spent
 from solvers.cutting import maximise_dual, multiplier_box, pull_back
 from solvers.errors import MethodError, MissingPackageError
 from solvers.milp import list_levels
-from solvers.problem import Problem
+from solvers.problem import IntArray, Problem
 from solvers.relaxation import Relaxation
 from solvers.solution import Solution, Stats, Status, unusable, usable
 from solvers.terms import Exponential, FloatArray, Power, Term
@@ -28,8 +30,15 @@ _VIOLATION = 1e-6
 _ACCURACY = 1e-5
 
 
+def _cvxpy() -> Any:  # noqa: ANN401 - cvxpy has no types
+    try:
+        return importlib.import_module("cvxpy")
+    except ImportError as error:
+        raise MissingPackageError("method 'convex' needs cvxpy; install it, or use method='auto'") from error
+
+
 @singledispatch
-def phi(term: Term, k: Any) -> Any:  # noqa: ANN401 - cvxpy has no types
+def phi(term: Term, k: Any) -> Any:  # noqa: ANN401, ARG001 - an expression; the interface
     """Convex cvxpy expression of phi(k).
 
     Raises
@@ -40,19 +49,29 @@ def phi(term: Term, k: Any) -> Any:  # noqa: ANN401 - cvxpy has no types
 
 
 @phi.register
-def _(term: Power, k: Any) -> Any:  # noqa: ANN401
-    import cvxpy as cp
-
+def _(term: Power, k: Any) -> Any:  # noqa: ANN401 - an expression
+    cp = _cvxpy()
     if term.exponent.ndim == 0:
         return cp.inv_pos(k) if float(term.exponent) == 1.0 else cp.power(k, -float(term.exponent))
     return cp.hstack([cp.power(k[i], -float(p)) for i, p in enumerate(term.exponent)])
 
 
 @phi.register
-def _(term: Exponential, k: Any) -> Any:  # noqa: ANN401
-    import cvxpy as cp
-
+def _(term: Exponential, k: Any) -> Any:  # noqa: ANN401 - an expression
+    cp = _cvxpy()
     return cp.exp(-cp.multiply(term.rate, k))
+
+
+@dataclass(frozen=True, eq=False)
+class _Model:
+    """The cvxpy model, its k (n,), the caller's constraints, and the binaries with the levels that they select."""
+
+    problem: Any
+    k: Any
+    further: list[Any]
+    binaries: Any
+    variable: IntArray
+    level: FloatArray
 
 
 def solve_convex(
@@ -69,28 +88,24 @@ def solve_convex(
     Raises
     ------
     MissingPackageError : if cvxpy or the named solver is not installed.
+    MethodError : if the problem's term has no cvxpy expression.
     """
-    try:
-        import cvxpy as cp
-    except ImportError as error:
-        raise MissingPackageError("method 'convex' needs cvxpy; install it, or use method='auto'") from error
+    cp = _cvxpy()
     if solver is not None and solver not in cp.installed_solvers():
         raise MissingPackageError(f"solver {solver!r} is not installed; cvxpy has {cp.installed_solvers()}")
     tight = problem.tightened()
-    k, objective, rules, selection = _model(tight)
-    extra = list(constraints(k)) if constraints is not None else []
+    model = _model(tight, constraints)
     if solver is None:
         solver = "HIGHS" if problem.discrete.all() else "CLARABEL"
     stats = Stats("convex", f"cvxpy with {solver}")
-    model = cp.Problem(cp.Minimize(objective), rules + extra)
     try:
-        model.solve(solver=solver, **_options(solver, time_limit))
+        model.problem.solve(solver=solver, **_options(solver, time_limit))
     except (cp.error.SolverError, cp.error.DCPError, ArithmeticError, ValueError, RuntimeError) as error:
         return unusable(problem, Status.FAILED, f"{solver}: {error}", stats, least)
-    status = _status(str(model.status))
+    status = _status(str(model.problem.status))
     if status is not None:
-        return unusable(problem, status, f"{solver} reports {model.status!r}.", stats, least)
-    return _checked(tight, k, selection, model, extra, stats, least)
+        return unusable(problem, status, f"{solver} reports {model.problem.status!r}.", stats, least)
+    return _checked(tight, model, stats, least)
 
 
 def _options(solver: str, time_limit: float | None) -> dict[str, float]:
@@ -98,47 +113,39 @@ def _options(solver: str, time_limit: float | None) -> dict[str, float]:
     return {} if time_limit is None or solver not in names else {names[solver]: time_limit}
 
 
-def _model(problem: Problem) -> tuple[Any, Any, list[Any], Any]:
-    """Build k, objective and constraints in units in which all are near 1; with the binaries and what they select."""
-    import cvxpy as cp
-
+def _model(problem: Problem, constraints: Constraints | None) -> _Model:
+    """State the problem in units in which levels, costs and damages are near 1."""
+    cp = _cvxpy()
     free, held = np.flatnonzero(~problem.discrete), np.flatnonzero(problem.discrete)
-    k, objective, rules, selection = np.zeros(problem.n), 0.0, [], None
     scale = float((problem.damage * problem.term.value(np.array(problem.lower))).max()) or 1.0
+    k, worth, rules = np.zeros(problem.n), 0.0, []
+    binaries, variable, level = None, held, np.zeros(0)
     if free.size:
         typical = np.sqrt(problem.lower[free]) * np.sqrt(problem.upper[free])
         y = cp.Variable(free.size, pos=True)
-        place = np.eye(problem.n)[:, free] if problem.n <= 64 else _placement(problem.n, free)
-        k = k + place @ cp.multiply(typical, y)
+        k = k + _placement(problem.n, free) @ cp.multiply(typical, y)
         rules += [y >= problem.lower[free] / typical, y <= problem.upper[free] / typical]
-        weight = problem.damage[free] / scale
-        used = np.flatnonzero(weight > 0.0)
+        used = np.flatnonzero(problem.damage[free] > 0.0)
         if used.size:
-            expression = phi(problem.term.take(free[used]), cp.multiply(typical[used], y[used]))
-            objective = objective + cp.sum(cp.multiply(weight[used], expression))
+            value = phi(problem.term.take(free[used]), cp.multiply(typical[used], y[used]))
+            worth = worth + (problem.damage[free[used]] / scale) @ value
     if held.size:
-        part = problem.take(held, problem.budget)
-        variable, level = list_levels(part)
-        z = cp.Variable(level.size, boolean=True)
-        choose = _placement(held.size, variable)
-        rules.append(choose @ z == 1)
-        k = k + _placement(problem.n, held) @ (choose @ cp.multiply(level, z))
-        worth = np.array([
-            part.damage[u] * float(part.term.take(np.array([u])).value(np.array([x]))[0])
-            for u, x in zip(variable, level, strict=True)
-        ])  # fmt: skip
-        objective = objective + (worth / scale) @ z
-        selection = (z, held[variable], level)
+        position, level = list_levels(problem.take(held, problem.budget))
+        variable, binaries = held[position], cp.Variable(level.size, boolean=True)
+        rules.append(_placement(held.size, position) @ binaries == 1)
+        k = k + _placement(problem.n, variable) @ cp.multiply(level, binaries)
+        worth = worth + (problem.damage[variable] * problem.term.take(variable).value(level) / scale) @ binaries
     for row, limit in zip(problem.costs, problem.budgets, strict=True):
         unit = float(limit) if limit > 0.0 else 1.0
         rules.append((row / unit) @ k <= float(limit) / unit)
-    return k, objective, rules, selection
+    further = list(constraints(k)) if constraints is not None else []
+    return _Model(cp.Problem(cp.Minimize(worth), rules + further), k, further, binaries, variable, level)
 
 
-def _placement(n: int, positions: Any) -> Any:  # noqa: ANN401 - a scipy matrix
+def _placement(n: int, positions: IntArray) -> Any:  # noqa: ANN401 - a scipy matrix
     from scipy import sparse
 
-    return sparse.csr_array((np.ones(len(positions)), (positions, np.arange(len(positions)))), (n, len(positions)))
+    return sparse.csr_array((np.ones(positions.size), (positions, np.arange(positions.size))), (n, positions.size))
 
 
 def _status(reported: str) -> Status | None:
@@ -155,24 +162,16 @@ def _status(reported: str) -> Status | None:
     return known.get(reported, Status.FAILED)
 
 
-def _checked(
-    problem: Problem,
-    expression: Any,
-    selection: Any,
-    model: Any,
-    extra: list[Any],
-    stats: Stats,
-    least: FloatArray,  # noqa: ANN401
-) -> Solution:
+def _checked(problem: Problem, model: _Model, stats: Stats, least: FloatArray) -> Solution:
     """Move the inner solver's k inside bounds, levels and budgets; withhold it if that changes what it is worth."""
-    if expression.value is None or not np.all(np.isfinite(expression.value)):
+    values = [variable.value for variable in model.problem.variables()]
+    if any(value is None or not np.all(np.isfinite(value)) for value in values):
         return unusable(problem, Status.FAILED, "The inner solver returned no finite k.", stats, least)
-    k = np.clip(np.asarray(expression.value, dtype=np.float64), problem.lower, problem.upper)
-    if selection is not None:
-        z, variable, level = selection
-        on = z.value > 0.5
-        k[variable[on]] = level[on]
-    violation = max((float(np.max(rule.violation())) for rule in extra), default=0.0)
+    k = np.clip(np.asarray(model.k.value, dtype=np.float64), problem.lower, problem.upper)
+    if model.binaries is not None:
+        chosen = model.binaries.value > 0.5
+        k[model.variable[chosen]] = model.level[chosen]
+    violation = max((float(np.max(rule.violation())) for rule in model.further), default=0.0)
     claimed = problem.value(k)
     pull_back(problem, k)
     moved = problem.value(k) - claimed > _ACCURACY * abs(claimed - problem.floor)

@@ -1,9 +1,9 @@
 """The core of a problem: the few departures from the relaxation's minimiser that an optimum can still contain.
 
 At multiplier lambda with bound L, moving variable u from its minimiser k0 to level k has the penalty
-p = a (phi(k) - phi(k0)) + (lambda @ c_u) (k - k0) >= 0, and any allocation is worth L plus the penalties of its
-departures plus lambda @ (unspent budget). With a feasible allocation of value U known, departures of penalty > U - L are
-out of the question (variable fixing; Pisinger, European J. Oper. Res. 83(2), 1995).
+p = a (phi(k) - phi(k0)) + (lambda @ c_u) (k - k0) >= 0. Any allocation is worth L plus the penalties of its departures
+plus lambda @ (unspent budget). With a feasible allocation of value U known, departures of penalty > U - L are out of the
+question (variable fixing; Pisinger, European J. Oper. Res. 83(2), 1995).
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import numpy as np
 from solvers.arithmetic import blocks
 from solvers.problem import IntArray, Problem
 from solvers.terms import FloatArray
+
+_SCANNED = 131_072
+"""Variables looked at: a core chosen among these is small enough a gap where there are more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,17 +56,18 @@ def departures(problem: Problem, base: FloatArray, price: FloatArray, gap: float
     most : how many variables at most; those with the least penalties are kept.
     """
     nearest = [_one_step(problem, base, price, np.arange(p.start, p.stop), base[p], gap, side)
-               for p in blocks(problem.n) for side in ("after", "before")]  # fmt: skip
+               for p in blocks(min(problem.n, _SCANNED)) for side in ("after", "before")]  # fmt: skip
     found = _join(nearest)
-    complete_below = np.inf
+    complete_below = np.inf if problem.n <= _SCANNED else 0.0
     if found.penalty.size > most:
-        complete_below = float(np.partition(found.penalty, most)[most])
-        found = found.below(np.nextafter(complete_below, -np.inf))
+        threshold = float(np.partition(found.penalty, most)[most])
+        found = found.below(np.nextafter(threshold, -np.inf))
+        gap, complete_below = min(gap, threshold), min(complete_below, threshold)
     collected = [found]
     for side in ("after", "before"):
         reached = found.take(_on_side(found, base, side), np.inf)
         for _ in itertools.takewhile(lambda _: reached.variable.size > 0, range(most)):  # noqa: B023 - current one meant
-            reached = _one_step(problem, base, price, reached.variable, reached.level, min(gap, complete_below), side)
+            reached = _one_step(problem, base, price, reached.variable, reached.level, gap, side)
             collected.append(reached)
     joined = _join(collected)
     return joined.take(np.argsort(joined.penalty, kind="stable"), complete_below)

@@ -1,9 +1,9 @@
 """Several budgets: the dual is maximised over their multipliers by a cutting ellipsoid.
 
-The dual L(lambda) is concave, with cost(k(lambda)) - B among its supergradients. Each evaluation cuts away the half of an
-ellipsoid in which L cannot be greater (deep cuts: Bland, Goldfarb and Todd, Operations Research 29(6), 1981); the number
-of evaluations depends on the number of budgets, not on the number of variables. Each multiplier lies below that of its
-budget alone, since further prices only lower k.
+The dual L(lambda) is concave, with cost(k(lambda)) - B among its supergradients. Each evaluation cuts away the part of
+an ellipsoid in which L cannot be greater (deep cuts: Bland, Goldfarb and Todd, Operations Research 29(6), 1981); how many
+it takes depends on the number of budgets, not of variables. Each multiplier lies below that of its budget alone, since
+further prices only lower k.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ def maximise_dual(relaxation: Relaxation, box: FloatArray) -> Evaluation:
     active = np.flatnonzero(box > 0.0)
     problem, m = relaxation.problem, active.size
     centre, shape = np.full(m, 0.5), np.eye(m) * (0.25 * m)
+    if m == 0:
+        return relaxation.evaluate(np.zeros(box.size))
     best, best_bound, ceiling = None, -np.inf, np.inf
     for _ in range(_MAX_CUTS):
         outside = _outside(centre)
@@ -73,7 +75,7 @@ def maximise_dual(relaxation: Relaxation, box: FloatArray) -> Evaluation:
 
 
 def _outside(centre: FloatArray) -> tuple[FloatArray, float] | None:
-    """A face of the unit box that the centre violates: its outward normal, and by how much."""
+    """Name a face of the unit box that the centre violates: its outward normal, and by how much."""
     over, under = centre - 1.0, -centre
     i = int(np.argmax(np.maximum(over, under)))
     excess = max(over[i], under[i])
@@ -85,7 +87,7 @@ def _outside(centre: FloatArray) -> tuple[FloatArray, float] | None:
 
 
 def _cut(centre: FloatArray, shape: FloatArray, slope: FloatArray, depth: float) -> tuple[FloatArray, FloatArray]:
-    """Smallest ellipsoid around the part of this one with slope @ (x - centre) <= -depth, slope of unit length in it."""
+    """Enclose the part of an ellipsoid with slope @ (x - centre) <= -depth; slope has unit length in it."""
     m, direction = centre.size, shape @ slope
     if m == 1:
         half = (1.0 - depth) / 2.0
@@ -176,7 +178,8 @@ def _cheapest_step(
         extra = problem.costs * change
     if side == "after":
         open_ &= np.all(extra <= -over[:, None], axis=0) & (damage < 0.0)
-        score = damage / np.maximum(np.abs(price @ extra), 1e-300)
+        with np.errstate(over="ignore"):
+            score = damage / np.maximum(np.abs(price @ extra), 1e-300)
     else:
         relief = np.minimum(-extra, np.maximum(over, 0.0)[:, None]) / np.maximum(problem.budgets, 1e-300)[:, None]
         removed = relief.sum(axis=0)

@@ -49,10 +49,8 @@ def uniform_allocation(problem: Problem) -> FloatArray:
 
 
 def _common_level(problem: Problem) -> float | None:
-    """Closed form where bounds and levels are the same for all variables; None where they are not."""
-    if problem.level_index is not None or any(np.ptp(b[:: b.size - 1 or 1]) for b in (problem.lower, problem.upper)):
-        return None
-    if problem.k_min.ndim or problem.k_max.ndim or "lower" not in problem.__dict__ or problem.lower.strides != (0,):
+    """Solve in closed form where bounds and levels are the same for all variables; None where they are not."""
+    if any(bound.strides != (0,) for bound in (problem.lower, problem.upper)):
         return None
     sums = np.array([math.fsum(total(row[part]) for part in blocks(problem.n)) for row in problem.costs])
     with np.errstate(divide="ignore"):
@@ -84,7 +82,8 @@ def greedy_allocation(problem: Problem) -> FloatArray:
     """
     if not problem.discrete.all():
         raise MethodError("method 'greedy' takes steps, which continuous variables have not; use 'auto' or 'uniform'")
-    k, heap = np.array(problem.lower), []
+    k = np.array(problem.lower)
+    heap: list[tuple[float, int, float]] = []
     with np.errstate(divide="ignore"):
         price = np.where(problem.budgets > 0.0, 1.0 / problem.budgets, 1.0)
     left = np.array([limit - dot(row, k) for row, limit in zip(problem.costs, problem.budgets, strict=True)])

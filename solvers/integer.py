@@ -21,7 +21,7 @@ from solvers.terms import FloatArray
 
 _CORE_STEPS = 500.0
 _MAX_ROUNDS = 1000
-_LAST_CHANCES = 64
+_LEFTOVER = 65_536  # variables among which steps for the leftover budget are sought
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +35,12 @@ class Steps:
     saving: FloatArray
 
     def take(self, index: IntArray) -> Steps:
-        """Some of the steps."""
-        return Steps(*(field[index] for field in (self.variable, self.before, self.after, self.cost, self.saving)))
+        """Restrict to some of the steps."""
+        return Steps(self.variable[index], self.before[index], self.after[index], self.cost[index], self.saving[index])
 
 
 def next_steps(problem: Problem, k: FloatArray, variables: IntArray) -> Steps:
-    """The step up of each of `variables` that has one, from levels k given for them."""
+    """Give the step up of each of `variables` that has one, from levels k given for them."""
     after = problem.round_levels(k, "after", variables)
     possible = np.flatnonzero(after <= problem.upper[variables])
     variables, before, after = variables[possible], k[possible], after[possible]
@@ -91,7 +91,7 @@ def solve_discrete(relaxation: Relaxation, start: float | None = None) -> Relaxe
     if count < steps.variable.size and steps.saving[count] > 0.0:
         candidates = [min(max(math.log(steps.saving[count]), bracket.infeasible), bracket.feasible)]
     bound, at = best_bound(relaxation, candidates)
-    fill_leftover(problem, k, np.unique(steps.variable) if problem.n > 2 * _CORE_STEPS else np.arange(problem.n))
+    fill_leftover(problem, k, np.union1d(steps.variable, np.arange(min(problem.n, _LEFTOVER))))
     if not problem.discrete.all():
         refit_continuous(problem, k)
     return Relaxed(relaxation, k, bound, at)
@@ -122,20 +122,22 @@ def fill(problem: Problem, k: FloatArray, steps: Steps) -> int:
 
 
 def fill_leftover(problem: Problem, k: FloatArray, variables: IntArray) -> None:
-    """Spend what is left on steps that still fit, best saving per cost first, in place; exact about the budget."""
+    """Spend what is left on one more step of each of `variables` that fits, best saving per cost first, in place."""
     row, budget = problem.costs[0], float(problem.budgets[0])
-    left = budget - dot(row, k)
+    spent = dot(row, k)
+    left = budget - spent * (1.0 + 2.0 * rounding(problem.n))
     variables = variables[problem.discrete[variables]]
     steps = next_steps(problem, k[variables], variables)
-    steps = steps.take(np.flatnonzero((steps.cost <= left) & (steps.saving > 0.0)))
-    for i in np.argsort(-steps.saving, kind="stable")[:_LAST_CHANCES]:
-        u = steps.variable[i : i + 1]
-        reach = problem.round_levels(np.minimum(k[u] + left / row[u], problem.upper[u]), "at_most", u)
-        before = k[u].copy()
-        k[u] = np.maximum(reach, before)
-        if not fits(row, k, budget):
-            k[u] = before
-        left = budget - dot(row, k)
+    steps = steps.take(np.argsort(-steps.saving, kind="stable"))
+    while True:
+        steps = steps.take(np.flatnonzero((steps.cost <= left) & (steps.saving > 0.0)))
+        if steps.variable.size == 0:
+            return
+        used = np.cumsum(steps.cost)
+        count = max(int(np.searchsorted(used, left, side="right")), 1)
+        k[steps.variable[:count]] = steps.after[:count]
+        left -= float(used[count - 1]) * (1.0 + rounding(problem.n))
+        steps = steps.take(np.arange(count, steps.variable.size))
 
 
 def refit_continuous(problem: Problem, k: FloatArray) -> None:

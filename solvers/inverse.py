@@ -57,7 +57,7 @@ def _solve(problem: Problem, limit: float) -> Solution:
         return _wrap(problem, np.array(problem.lower), dot(row, problem.lower), 0.0, stats)
     least = problem.value(problem.upper)
     if least > limit or (least == limit and bool(np.isinf(problem.upper[problem.damage > 0]).any())):
-        detail = f"No allocation has damage below {least:.17g}, which exceeds {limit:.17g} by {least - limit:.3g}."
+        detail = f"No allocation has damage below {least!r}, which exceeds {limit!r} by {least - limit:.3g}."
         solution = unusable(problem, Status.INFEASIBLE, "", stats, np.full(1, np.nan))
         return replace(solution, message=f"{detail} Raise damage_limit or k_max.")
     relaxation = Relaxation(problem)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from solvers.errors import ProblemError
 from solvers.terms import FloatArray, Term
@@ -20,7 +19,7 @@ class Levels(ABC):
 
     @abstractmethod
     def minimiser(self, term: Term, x: FloatArray) -> FloatArray:
-        """The level that minimises phi(k) + x k, bounds left aside; by convexity it may be clipped to them after."""
+        """Minimise phi(k) + x k over all levels, bounds left aside; by convexity it may be clipped to them after."""
 
     @abstractmethod
     def rank(self, k: FloatArray) -> FloatArray:
@@ -50,7 +49,7 @@ class Continuous(Levels):
     is_discrete = False
 
     def minimiser(self, term: Term, x: FloatArray) -> FloatArray:
-        """Closed form: the k whose marginal is x."""
+        """Invert the marginal: closed form."""
         return term.inverse_marginal(x)
 
     def rank(self, k: FloatArray) -> FloatArray:
@@ -120,7 +119,7 @@ class Listed(Levels):
 
     values: FloatArray
 
-    def __init__(self, values: Any) -> None:
+    def __init__(self, values: ArrayLike) -> None:
         array = np.unique(np.asarray(values, dtype=np.float64))
         if array.size == 0 or not np.all(np.isfinite(array)) or array[0] <= 0:
             raise ProblemError(f"levels must be 'integer', 'continuous' or positive finite values; got {values!r}")
@@ -136,7 +135,8 @@ class Listed(Levels):
             stop = term.value(here) - term.value(after) <= x * (after - here)
             high = np.where(stop, middle, high)
             low = np.where(stop, low, np.minimum(middle + 1, high))
-        return self.values[high]
+        chosen: FloatArray = self.values[high]
+        return chosen
 
     def rank(self, k: FloatArray) -> FloatArray:
         """Position in the list."""
@@ -163,7 +163,7 @@ class Listed(Levels):
         return self._pick(np.searchsorted(self.values, k, side="left") - 1, -np.inf)
 
 
-def parse_levels(spec: Any) -> Levels:
+def parse_levels(spec: str | Levels | ArrayLike) -> Levels:
     """Read one level specification: 'integer', 'continuous', listed values, or a `Levels`.
 
     Raises

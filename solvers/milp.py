@@ -5,6 +5,8 @@ minimise sum_ul a_u phi(K_l) z_ul   s.t.   sum_l z_ul = 1,  sum_ul c_ju K_l z_ul
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from solvers.arithmetic import fits_all, spent
@@ -16,6 +18,8 @@ from solvers.terms import FloatArray
 
 _MOST_LEVELS = 1_000_000
 _TOLERANCE = 1e-9
+_ABSOLUTE_GAP = 2e-6  # HiGHS stops within 1e-6 of its bound, which scipy cannot change:
+_FINENESS = 1e-4  # so the objective is stated in units this small against its greatest coefficient
 
 
 def list_levels(problem: Problem) -> tuple[IntArray, FloatArray]:
@@ -46,23 +50,18 @@ def solve_milp(problem: Problem, least: FloatArray, time_limit: float | None = N
 
     tight = problem.tightened()
     variable, level = list_levels(tight)
-    damage = np.empty(level.size)
-    for u in range(problem.n) if problem.term.take(np.array([0])) is not problem.term else ():
-        mine = variable == u
-        damage[mine] = problem.damage[u] * problem.term.take(np.array([u])).value(level[mine])
-    if problem.term.take(np.array([0])) is problem.term:
-        damage = problem.damage[variable] * problem.term.value(level)
-    scale = damage.max() or 1.0
-    one_each = sparse.csr_array((np.ones(level.size), (variable, np.arange(level.size))), (problem.n, level.size))
+    damage = problem.damage[variable] * problem.term.take(variable).value(level)
+    scale = float(damage.max()) * _FINENESS or 1.0
+    one_each: Any = sparse.csr_array((np.ones(level.size), (variable, np.arange(level.size))), (problem.n, level.size))
     limits = np.where(problem.budgets > 0.0, problem.budgets, 1.0)
     rows = problem.costs[:, variable] * level / limits[:, None]
-    options: dict[str, float] = {"mip_rel_gap": 0.0} | ({} if time_limit is None else {"time_limit": time_limit})
+    options: Any = {"mip_rel_gap": 0.0} | ({} if time_limit is None else {"time_limit": time_limit})
     found = optimize.milp(
         damage / scale,
         integrality=np.ones(level.size),
         bounds=optimize.Bounds(0.0, 1.0),
         constraints=[
-            optimize.LinearConstraint(one_each, 1.0, 1.0),  # type: ignore[arg-type]
+            optimize.LinearConstraint(one_each, 1.0, 1.0),
             optimize.LinearConstraint(rows, -np.inf, problem.budgets / limits),
         ],
         options=options,
@@ -79,7 +78,7 @@ def solve_milp(problem: Problem, least: FloatArray, time_limit: float | None = N
     if not fits_all(problem.costs, k, problem.budgets):
         repair(tight, k, np.zeros(problem.m))
     bound = float(found.mip_dual_bound if found.mip_dual_bound is not None else -np.inf) * scale
-    bound = problem.floor + bound - _TOLERANCE * abs(bound)
+    bound = problem.floor + bound - _TOLERANCE * abs(bound) - _ABSOLUTE_GAP * scale
     if problem.value(k) < bound or not fits_all(problem.costs, k, problem.budgets):
         return unusable(problem, Status.INACCURATE, "HiGHS returned a bound above its own answer.", stats, least)
     return usable(problem, k, spent(problem.costs, k), bound, np.full(problem.m, np.nan), stats, least)

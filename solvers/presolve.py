@@ -11,7 +11,7 @@ from solvers.terms import FloatArray
 
 
 def least_cost(problem: Problem) -> FloatArray:
-    """What the smallest allowed levels cost under every budget (m,), rounded so that they fit it exactly."""
+    """Cost the smallest allowed levels under every budget (m,), rounded so that they fit it exactly."""
     least = spent(problem.costs, problem.lower)
     for j, row in enumerate(problem.costs):
         while not fits(row, problem.lower, float(least[j])):
@@ -39,9 +39,9 @@ def presolve(problem: Problem, least: FloatArray) -> Solution | None:
 
 
 def _infeasible_detail(problem: Problem, least: FloatArray, j: int) -> str:
-    budget = float(problem.budgets[j])
     name = "the budget" if problem.budget.ndim == 0 else f"budget {j}"
+    needed, limit = float(least[j]), float(problem.budgets[j])
     return (
-        f"The smallest levels cost {least[j]:.17g}, which exceeds {name} of {budget:.17g} by {least[j] - budget:.3g}; "
-        f"the least feasible one is {least[j]:.17g}."
+        f"The smallest levels cost {needed!r}, which exceeds {name} of {limit!r} by {needed - limit:.3g}; "
+        f"the least feasible one is {needed!r}."
     )

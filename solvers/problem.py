@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -156,26 +156,26 @@ class Problem:
         return self.floor + float(np.sum(np.fromiter(parts, np.float64)))
 
     def with_budget(self, budget: ArrayLike) -> Problem:
-        """Same problem under another budget, without checking the rest again."""
+        """Replace the budget, without checking the rest again."""
         other = copy.copy(self)
         object.__setattr__(other, "budget", _budget(budget, self.cost.shape, self.n))
         return other
 
     def with_rows(self, rows: IntArray) -> Problem:
-        """Same problem under some of its budgets only."""
+        """Keep some of the budgets only."""
         other = copy.copy(self)
         object.__setattr__(other, "cost", self.costs[rows])
         object.__setattr__(other, "budget", self.budgets[rows])
         return other
 
     def with_bounds(self, lower: FloatArray, upper: FloatArray) -> Problem:
-        """Same problem between other bounds (n,), which must be allowed levels."""
+        """Replace the bounds (n,), which must be allowed levels."""
         other = copy.copy(self)
         other.__dict__.update(lower=lower, upper=upper)
         return other
 
     def tightened(self) -> Problem:
-        """Same problem with upper bounds that some budget implies; the lower bounds must be feasible."""
+        """Lower the upper bounds to what the budgets imply; the lower bounds must be feasible."""
         upper = self.upper
         for row, limit in zip(self.costs, self.budgets, strict=True):
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -271,12 +271,12 @@ def _bound(name: str, value: ArrayLike, n: int) -> FloatArray:
     return bound
 
 
-def _levels(value: Any, several: bool) -> tuple[Levels, ...]:
+def _levels(value: LevelSpec | Sequence[LevelSpec], several: bool) -> tuple[Levels, ...]:
     if not several:
-        return (parse_levels(value),)
-    if isinstance(value, str | Levels) or len(value) == 0:
+        return (parse_levels(cast("LevelSpec", value)),)
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) == 0:
         raise ProblemError(f"with level_index, levels must be a sequence of specifications; got {value!r}")
-    return tuple(parse_levels(spec) for spec in value)
+    return tuple(parse_levels(cast("LevelSpec", spec)) for spec in value)
 
 
 def _labels(name: str, value: ArrayLike | None, n: int, limit: int | None) -> IntArray | None:

@@ -48,7 +48,7 @@ class Relaxation:
         """Minimise the Lagrangian over the variables of one block."""
         problem = self.problem
         with np.errstate(all="ignore"):
-            if self._ratio is not None:
+            if self._ratio is not None and multiplier[0] > 0.0:
                 x = self._ratio[part] * multiplier[0]
             else:
                 x = _price_per_damage(multiplier @ problem.costs[:, part], problem.damage[part])
@@ -61,7 +61,7 @@ class Relaxation:
             return np.minimum(k, problem.upper[part], out=k)
 
     def minimiser(self, multiplier: FloatArray) -> FloatArray:
-        """Allowed k within bounds that minimises the Lagrangian (n,)."""
+        """Minimise the Lagrangian over the allowed k within bounds (n,)."""
         self.evaluations += 1
         k = np.empty(self.problem.n)
         for part in blocks(k.size):

@@ -77,7 +77,7 @@ def _expand(point: tuple[float, float], previous: tuple[float, float] | None, ta
     if previous is not None:
         move = max(move, 2.0 * abs(t - previous[0]))
     move = min(max(move, 1e-9), 100.0)
-    return min(max(t + math.copysign(move, y if y != 0.0 else -1.0), -_EXPONENT_LIMIT), _EXPONENT_LIMIT)
+    return min(max(t + math.copysign(move, 1.0 if point[1] > target else -1.0), -_EXPONENT_LIMIT), _EXPONENT_LIMIT)
 
 
 def _secant(

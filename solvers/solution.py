@@ -106,7 +106,7 @@ class Solution:
     @property
     def relative_gap(self) -> float:
         """Gap over the magnitude of the objective."""
-        return self.gap / abs(self.objective) if self.gap > 0.0 and self.objective != 0.0 else self.gap
+        return self.gap / abs(self.objective) if 0.0 < self.gap < np.inf and self.objective != 0.0 else self.gap
 
     def __repr__(self) -> str:
         """One line that a person reads at a prompt."""

@@ -8,17 +8,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from solvers.arithmetic import rounding
+from solvers.arithmetic import fits, rounding
 from solvers.auto import solve
-from solvers.lagrangian import CONTINUOUS_WIDTH, first_multiplier
+from solvers.lagrangian import first_multiplier
 from solvers.presolve import least_cost
 from solvers.problem import IntArray, Problem
-from solvers.solution import Solution, Stats, usable
+from solvers.solution import Solution, Stats, Status, is_proven
 from solvers.terms import FloatArray
 
 _MOST_CELLS = 4_000_000
 _SEARCHES = 60
 _FILLS = 64
+_WIDTH = 1e-6  # mixing the ends of such a bracket loses its square
+_HALVINGS = 40
 _STEPPED = 12  # samples after which integer and listed k are left to the filling
 
 
@@ -36,14 +38,10 @@ def sweep(problem: Problem, budgets: Sequence[float] | FloatArray) -> list[Solut
     if problem.m > 1 or values.size * merged.n > _MOST_CELLS:
         return [solve(problem.with_budget(value), "auto" if problem.m > 1 else "lagrangian") for value in values]
     begin = time.perf_counter()
-    solutions = _Grid(merged, values).solve()
-    seconds = (time.perf_counter() - begin) / max(values.size, 1)
-    return [_finish(solution, None if problem.ties is None else group, seconds) for solution in solutions]
-
-
-def _finish(solution: Solution, group: np.ndarray | None, seconds: float) -> Solution:
-    k = solution.k if group is None else solution.k[group]
-    return replace(solution, k=k, stats=replace(solution.stats, seconds=seconds))
+    solutions = _Grid(merged, values).solve(begin)
+    if problem.ties is None:
+        return solutions
+    return [replace(solution, k=solution.k[group]) for solution in solutions]
 
 
 class _Grid:
@@ -57,18 +55,18 @@ class _Grid:
         self.ratio = np.where(np.isnan(ratio), np.inf, ratio)
         self.margin = 1.0 + 2.0 * rounding(problem.n)
 
-    def solve(self) -> list[Solution]:
+    def solve(self, begin: float) -> list[Solution]:
         """One solution a budget, each no worse than that of any smaller budget."""
         problem, least = self.problem, least_cost(self.problem)
         ceiling = np.where(problem.damage > 0.0, problem.upper, problem.lower)
         with np.errstate(invalid="ignore"):
             most = float(np.nan_to_num(self.row @ ceiling, nan=np.inf))
         inner = np.flatnonzero((self.budgets > least[0] * self.margin) & (self.budgets * self.margin < most))
-        solutions = {int(i): solve(problem.with_budget(self.budgets[i]), "lagrangian")
-                     for i in range(self.budgets.size) if i not in set(inner.tolist())}  # fmt: skip
+        outer = np.setdiff1d(np.arange(self.budgets.size), inner).tolist()
+        solutions = {i: solve(problem.with_budget(self.budgets[i]), "lagrangian") for i in outer}
         if inner.size:
             inner = inner[np.argsort(self.budgets[inner], kind="stable")]
-            self._solve_inner(inner, least, solutions)
+            self._solve_inner(inner, least, solutions, begin)
         return [solutions[i] for i in range(self.budgets.size)]
 
     def minimiser(self, t: FloatArray) -> FloatArray:
@@ -101,12 +99,14 @@ class _Grid:
             position = np.searchsorted(-costs, -budgets, side="left")  # the first sample that fits
             feasible = np.append(tried, np.inf)[position]
             infeasible = np.append(-np.inf, tried)[position]
-            wanted = np.flatnonzero(~(feasible - infeasible <= CONTINUOUS_WIDTH))
+            wanted = np.flatnonzero(~(feasible - infeasible <= _WIDTH))
             if wanted.size == 0 or (
                 count >= _STEPPED and self.problem.discrete.all() and np.all(np.isfinite(feasible - infeasible))
             ):
                 break
             t = self._next(wanted, position, tried, costs, budgets, count)
+            needed = np.unique(np.clip(np.concatenate([position - 1, position]), 0, tried.size - 1))
+            tried, costs = tried[needed], costs[needed]
         return feasible, infeasible
 
     def _next(
@@ -118,7 +118,7 @@ class _Grid:
         budgets: FloatArray,
         count: int,
     ) -> FloatArray:
-        """Interpolate in log-log scale, aiming to either side of the root in turn; step outwards where there is no bracket."""
+        """Interpolate in log-log scale, aiming to either side of the root in turn; step outwards without a bracket."""
         at = position[wanted]
         outside = np.where(at == 0, tried[0] - 2.0 ** (count + 1), tried[-1] + 2.0 ** (count + 1))
         left, right = np.clip(at - 1, 0, tried.size - 1), np.clip(at, 0, tried.size - 1)
@@ -131,7 +131,7 @@ class _Grid:
         inside = (at > 0) & (at < tried.size)
         return np.clip(np.where(inside, tried[left] + np.clip(share, 0.02, 0.98) * width, outside), -690.0, 690.0)
 
-    def _solve_inner(self, inner: IntArray, least: FloatArray, solutions: dict[int, Solution]) -> None:
+    def _solve_inner(self, inner: IntArray, least: FloatArray, solutions: dict[int, Solution], begin: float) -> None:
         problem, budgets = self.problem, self.budgets[inner]
         feasible, infeasible = self.brackets(budgets)
         k, other = self.minimiser(feasible), self.minimiser(infeasible)
@@ -140,18 +140,65 @@ class _Grid:
         share = np.where(high > low, (budgets - low) / np.where(high > low, high - low, 1.0), 0.0)
         k += np.where(problem.discrete, 0.0, np.clip(share, 0.0, 1.0)[:, None] * (1.0 - 1e-15) * (other - k))
         self._fill(k, budgets)
-        damage = problem.term.value(k) @ problem.damage
+        self._guard(k, budgets)
+        damage, cost = problem.term.value(k) @ problem.damage, k @ self.row
         best = np.argmax(bounds, axis=0)
-        price = np.exp(np.where(best == 0, feasible, infeasible))
-        kept: FloatArray | None = None
+        price, bound = np.exp(np.where(best == 0, feasible, infeasible)), bounds.max(axis=0)
+        source = np.arange(inner.size)
+        for i in range(1, inner.size):  # what a smaller budget affords is never given up
+            source[i] = i if damage[i] <= damage[source[i - 1]] else source[i - 1]
+        stats = Stats(
+            "sweep",
+            "all budgets at once",
+            self.evaluations // inner.size,
+            seconds=(time.perf_counter() - begin) / inner.size,
+        )
+        objective = problem.floor + damage[source]
         for i, j in enumerate(inner.tolist()):
-            if kept is None or problem.floor + damage[i] <= problem.value(kept):
-                kept = k[i]
-            stats = Stats("sweep", "all budgets at once", self.evaluations // inner.size)
-            problem_here = problem.with_budget(budgets[i])
-            bound = float(bounds[best[i], i])
-            cost = np.array([kept @ self.row])
-            solutions[j] = usable(problem_here, kept, cost, bound, price[i : i + 1], stats, least)
+            proven = is_proven(float(objective[i]), float(bound[i]), problem.floor)
+            status = Status.OPTIMAL if proven else Status.CERTIFIED
+            solutions[j] = Solution(
+                k[source[i]],
+                float(objective[i]),
+                cost[source[i]],
+                float(objective[i] if proven else bound[i]),
+                price[i],
+                status,
+                status.message,
+                least[0],
+                stats,
+            )
+
+    def _guard(self, k: FloatArray, budgets: FloatArray) -> None:
+        """Replace, in place, what the uniform allocation of the same budget beats."""
+        problem = self.problem
+        total = float(self.row.sum())
+        low = np.full(budgets.size, float(problem.lower.min()))
+        high = np.maximum(budgets / total if total > 0.0 else low, low)
+        finite = problem.upper[np.isfinite(problem.upper)]
+        if np.ptp(problem.lower) > 0.0 or (finite.size and finite.min() < high.max()):
+            high = np.maximum(high, float(finite.max(initial=0.0)))
+            for _ in range(_HALVINGS):
+                middle = np.sqrt(low * high)
+                fitting = self._uniform(middle) @ self.row * self.margin <= budgets
+                low, high = np.where(fitting, middle, low), np.where(fitting, high, middle)
+            high = low
+        uniform = self._uniform(high / self.margin)
+        better = (uniform @ self.row * self.margin <= budgets) & (
+            problem.term.value(uniform) @ problem.damage < problem.term.value(k) @ problem.damage
+        )
+        k[better] = uniform[better]
+
+    def _uniform(self, level: FloatArray) -> FloatArray:
+        problem = self.problem
+        k = np.clip(np.broadcast_to(level[:, None], (level.size, problem.n)), problem.lower, problem.upper)
+        if problem.level_index is None:
+            rounded: FloatArray = problem.levels[0].at_most(k)
+            return rounded
+        for position, levels in enumerate(problem.levels):
+            mine = problem.level_index == position
+            k[:, mine] = levels.at_most(k[:, mine])
+        return k
 
     def _bound(self, t: FloatArray, k: FloatArray, budgets: FloatArray) -> FloatArray:
         problem, price = self.problem, np.exp(t)
@@ -172,7 +219,7 @@ class _Grid:
         for _ in range(_FILLS if columns.size else 0):
             here = k[np.ix_(rows, columns)]
             after = self._after(here, columns)
-            left = budgets[rows] / self.margin - k[rows] @ self.row
+            left = budgets[rows] * self.margin - k[rows] @ self.row
             with np.errstate(all="ignore"):
                 extra = row * (after - here)
                 saving = damage * (term.value(here) - term.value(after)) / extra
@@ -183,6 +230,10 @@ class _Grid:
                 return
             rows, pick = rows[going], pick[going]
             k[rows, columns[pick]] = after[going, pick]
+            for i in np.flatnonzero(k[rows] @ self.row * self.margin > budgets[rows]):  # too close for rounded sums
+                if not fits(self.row, k[rows[i]], float(budgets[rows[i]])):
+                    k[rows[i], columns[pick[i]]] = here[going[i], pick[i]]
+                    budgets = np.where(np.arange(budgets.size) == rows[i], -np.inf, budgets)
 
     def _after(self, here: FloatArray, columns: IntArray) -> FloatArray:
         problem = self.problem

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from solvers.errors import ProblemError
 
@@ -32,7 +31,7 @@ class Term(ABC):
 
     @abstractmethod
     def inverse_marginal(self, x: FloatArray) -> FloatArray:
-        """The k with -phi'(k) = x: infinite at x = 0, at most 0 where no k > 0 has so large a marginal."""
+        """Give the k with -phi'(k) = x: infinite at x = 0, at most 0 where no k > 0 has so large a marginal."""
 
     def take(self, index: Index) -> Term:  # noqa: ARG002 - part of the interface
         """Restrict the term to some variables; itself, unless its parameters differ between variables."""
@@ -52,7 +51,7 @@ class Term(ABC):
         return np.where(self.value(below) - self.value(below + 1.0) <= x, below, above)
 
 
-def _parameter(name: str, value: Any) -> FloatArray:
+def _parameter(name: str, value: ArrayLike) -> FloatArray:
     array = np.asarray(value, dtype=np.float64)
     if array.ndim > 1 or not np.all((array > 0) & np.isfinite(array)):
         raise ProblemError(f"{name} must be positive and finite, a number or one per variable; got {value!r}")
@@ -74,7 +73,7 @@ class Power(Term):
 
     exponent: FloatArray
 
-    def __init__(self, exponent: Any = 1.0) -> None:
+    def __init__(self, exponent: ArrayLike = 1.0) -> None:
         object.__setattr__(self, "exponent", _parameter("exponent", exponent))
 
     @property
@@ -129,7 +128,7 @@ class Exponential(Term):
 
     rate: FloatArray
 
-    def __init__(self, rate: Any = 1.0) -> None:
+    def __init__(self, rate: ArrayLike = 1.0) -> None:
         object.__setattr__(self, "rate", _parameter("rate", rate))
 
     def value(self, k: FloatArray) -> FloatArray:
