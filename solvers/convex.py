@@ -30,7 +30,7 @@ _VIOLATION = 1e-6
 _ACCURACY = 1e-5
 
 
-def _cvxpy() -> Any:  # noqa: ANN401 - cvxpy has no types
+def _cvxpy() -> Any:
     try:
         return importlib.import_module("cvxpy")
     except ImportError as error:
@@ -38,7 +38,7 @@ def _cvxpy() -> Any:  # noqa: ANN401 - cvxpy has no types
 
 
 @singledispatch
-def phi(term: Term, k: Any) -> Any:  # noqa: ANN401, ARG001 - an expression; the interface
+def phi(term: Term, k: Any) -> Any:  # noqa: ARG001 - an expression; the interface
     """Convex cvxpy expression of phi(k).
 
     Raises
@@ -49,7 +49,7 @@ def phi(term: Term, k: Any) -> Any:  # noqa: ANN401, ARG001 - an expression; the
 
 
 @phi.register
-def _(term: Power, k: Any) -> Any:  # noqa: ANN401 - an expression
+def _(term: Power, k: Any) -> Any:
     cp = _cvxpy()
     if term.exponent.ndim == 0:
         return cp.inv_pos(k) if float(term.exponent) == 1.0 else cp.power(k, -float(term.exponent))
@@ -57,7 +57,7 @@ def _(term: Power, k: Any) -> Any:  # noqa: ANN401 - an expression
 
 
 @phi.register
-def _(term: Exponential, k: Any) -> Any:  # noqa: ANN401 - an expression
+def _(term: Exponential, k: Any) -> Any:
     cp = _cvxpy()
     return cp.exp(-cp.multiply(term.rate, k))
 
@@ -142,7 +142,7 @@ def _model(problem: Problem, constraints: Constraints | None) -> _Model:
     return _Model(cp.Problem(cp.Minimize(worth), rules + further), k, further, binaries, variable, level)
 
 
-def _placement(n: int, positions: IntArray) -> Any:  # noqa: ANN401 - a scipy matrix
+def _placement(n: int, positions: IntArray) -> Any:
     from scipy import sparse
 
     return sparse.csr_array((np.ones(positions.size), (positions, np.arange(positions.size))), (n, positions.size))

@@ -2,8 +2,8 @@
 
 At multiplier lambda with bound L, moving variable u from its minimiser k0 to level k has the penalty
 p = a (phi(k) - phi(k0)) + (lambda @ c_u) (k - k0) >= 0. Any allocation is worth L plus the penalties of its departures
-plus lambda @ (unspent budget). With a feasible allocation of value U known, departures of penalty > U - L are out of the
-question (variable fixing; Pisinger, European J. Oper. Res. 83(2), 1995).
+plus lambda @ (unspent budget). With a feasible allocation of value U known, departures of penalty > U - L are out of
+the question (variable fixing; Pisinger, European J. Oper. Res. 83(2), 1995).
 """
 
 from __future__ import annotations

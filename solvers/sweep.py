@@ -129,7 +129,9 @@ class _Grid:
         if count % 4 == 3:
             share = np.full(share.shape, 0.5)
         inside = (at > 0) & (at < tried.size)
-        return np.clip(np.where(inside, tried[left] + np.clip(share, 0.02, 0.98) * width, outside), -690.0, 690.0)
+        chosen = np.where(inside, tried[left] + np.clip(share, 0.02, 0.98) * width, outside)
+        clipped: FloatArray = np.clip(chosen, -690.0, 690.0)
+        return clipped
 
     def _solve_inner(self, inner: IntArray, least: FloatArray, solutions: dict[int, Solution], begin: float) -> None:
         problem, budgets = self.problem, self.budgets[inner]
