@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,9 +68,9 @@ class Checkpoint:
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
-        except (OSError, ValueError) as error:
+            header = json.loads(arrays.pop("header").tobytes())
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ProfileError(f"Checkpoint {path} cannot be read ({error}). Delete it to start anew.") from error
-        header = json.loads(arrays.pop("header").tobytes())
         if header.get("fingerprint") != self._fingerprint:
             raise ProfileError(f"Checkpoint {path} is of another model, data or option. Delete it to start anew.")
         return arrays
