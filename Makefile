@@ -30,8 +30,8 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/test
-	set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python "$$script"; done
+bench: $(VENV)/bench
+	set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python -m "benchmarks.$$(basename $$script .py)"; done
 
 notebooks: $(if $(NOTEBOOKS),$(VENV)/notebooks)
 	$(if $(NOTEBOOKS),$(TEST) --nbmake $(NOTEBOOKS),@echo "There are no notebooks yet.")

@@ -2,7 +2,7 @@
 
     python benchmarks/draw_demo.py docs/demo.png
 
-Needs matplotlib (the ``notebooks`` extra). Prints the numbers that it draws.
+Needs matplotlib (the ``bench`` extra). Prints the numbers that it draws.
 """
 
 from __future__ import annotations

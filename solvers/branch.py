@@ -138,9 +138,13 @@ def _enumerate_core(
         if 0.0 < found.complete_below < np.inf and most > ROUNDS[0][0]:
             break  # a core this large is branched on, not listed
         core = _core(problem, base, found, price)
-        improved, proven_below = search_core(core, base, gap, width, keeps)
-        if improved is not None and (value := problem.value(improved)) < best:
-            found_k, best = improved, value
+        chosen, proven_below = search_core(core, base, gap, width, keeps)
+        if chosen is not None:
+            departed = found.depart(base, chosen)
+            if (value := problem.value(base)) < best:
+                best = value
+                found_k = base.copy() if found_k is None else _overwrite(found_k, base)
+            base[found.variable[chosen]] = departed
         bound = max(bound, min(best, node.bound + proven_below - tolerance))
         if bound >= best - 2.0 * tolerance or found.variable.size == 0:
             break
@@ -170,13 +174,19 @@ def _core(problem: Problem, base: FloatArray, found: Departures, price: FloatArr
     return Core(found, found.damage, extra, found.penalty, price, *_leftover(problem, base, extra))
 
 
+def _overwrite(target: FloatArray, source: FloatArray) -> FloatArray:
+    target[:] = source
+    return target
+
+
 def search_core(
     core: Core, base: FloatArray, gap: float, width: int, accepts: Callable[[FloatArray], bool]
-) -> tuple[FloatArray | None, float]:
-    """Best allocation within the core, and the excess over the dual bound below which there is no better one.
+) -> tuple[IntArray | None, float]:
+    """Find the best departures within the core, and the excess over the dual bound below which nothing is better.
 
     Parameters
     ----------
+    base : (n,) what is departed from; restored before this returns.
     gap : largest penalty of interest.
     width : states a half.
     accepts : whether an allocation keeps the limits, exactly.
@@ -193,10 +203,10 @@ def search_core(
         chosen = half[0].chosen(pair[0]) + half[1].chosen(pair[1])
         variables, before = found.variable[chosen], base[found.variable[chosen]]
         base[variables] = found.level[chosen]
-        accepted = base.copy() if accepts(base) else None
+        accepted = accepts(base)
         base[variables] = before
-        if accepted is not None:
-            return accepted, proven_below
+        if accepted:
+            return np.array(chosen, dtype=np.intp), proven_below
         gain = half[0].damage[pair[0]] + half[1].damage[pair[1]]
         proven_below = min(proven_below, float(gain + core.price @ core.left))
     return None, proven_below

@@ -1,9 +1,9 @@
 """The core of a problem: the few departures from the relaxation's minimiser that an optimum can still contain.
 
 At multiplier lambda with bound L, moving variable u from its minimiser k0 to level k has the penalty
-p = a (phi(k) - phi(k0)) + (lambda @ c_u) (k - k0) >= 0. Any allocation is worth L plus the penalties of its departures
-plus lambda @ (unspent budget). With a feasible allocation of value U known, departures of penalty > U - L are out of
-the question (variable fixing; Pisinger, European J. Oper. Res. 83(2), 1995).
+p = a (phi(k) - phi(k0)) + (lambda @ c_u) (k - k0) >= 0. Any allocation is worth L plus the penalties of its
+departures plus lambda @ (unspent budget). With a feasible allocation of value U known, departures of penalty above
+U - L are out of the question (variable fixing; Pisinger, European J. Oper. Res. 83(2), 1995).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from solvers.arithmetic import blocks
 from solvers.problem import IntArray, Problem
 from solvers.terms import FloatArray
 
-_SCANNED = 131_072
+_SCANNED = 65_536
 """Variables looked at: a core chosen among these is small enough a gap where there are more."""
 
 
@@ -40,6 +40,12 @@ class Departures:
         return Departures(
             self.variable[index], self.level[index], self.damage[index], self.penalty[index], complete_below
         )
+
+    def depart(self, k: FloatArray, chosen: IntArray) -> FloatArray:
+        """Apply the chosen departures to k, in place; the levels that they replaced."""
+        before: FloatArray = k[self.variable[chosen]]
+        k[self.variable[chosen]] = self.level[chosen]
+        return before
 
     def below(self, penalty: float) -> Departures:
         """Restrict to penalties of at most `penalty`."""

@@ -1,9 +1,9 @@
 """Several budgets: the dual is maximised over their multipliers by a cutting ellipsoid.
 
-The dual L(lambda) is concave, with cost(k(lambda)) - B among its supergradients. Each evaluation cuts away the part of
-an ellipsoid in which L cannot be greater (deep cuts: Bland, Goldfarb and Todd, Operations Research 29(6), 1981); how
-many it takes depends on the number of budgets, not of variables. Each multiplier lies below that of its budget alone,
-since further prices only lower k.
+The dual L(lambda) is concave, with cost(k(lambda)) - B among its supergradients. Each evaluation cuts away the part
+of an ellipsoid in which L cannot be greater (deep cuts: Bland, Goldfarb and Todd, Operations Research 29(6), 1981);
+how many it takes depends on the number of budgets, not of variables. Each multiplier lies below that of its budget
+alone, since further prices only lower k.
 """
 
 from __future__ import annotations

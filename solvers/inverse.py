@@ -151,9 +151,11 @@ def _close(relaxation: Relaxation, k: FloatArray, bound: float, price: float, li
         error = np.array([rounding(problem.n) * (abs(limit) + abs(problem.floor))], np.longdouble)
         extra = found.damage[None, :].astype(np.longdouble)
         core = Core(found, worth, extra, found.penalty / price, np.array([1.0 / price]), left, error)
-        improved, proven_below = search_core(core, base, gap, width, lambda x: problem.value(x) <= limit)
-        if improved is not None and dot(row, improved) < best:
-            k, best = improved, dot(row, improved)
+        chosen, proven_below = search_core(core, base, gap, width, lambda x: problem.value(x) <= limit)
+        if chosen is not None:
+            improved = base.copy()
+            found.depart(improved, chosen)
+            k, best = (improved, dot(row, improved)) if dot(row, improved) < best else (k, best)
         bound = max(bound, min(best, dual + proven_below - tolerance))
     return k, bound
 

@@ -17,7 +17,7 @@ from solvers.relaxation import Evaluation, Relaxation
 from solvers.search import Bracket, bracket_root
 from solvers.terms import FloatArray
 
-CONTINUOUS_WIDTH = 1e-8  # mixing the two ends of such a bracket loses its square: below rounding
+CONTINUOUS_WIDTH = 3e-7  # mixing the two ends of such a bracket loses its square: below rounding
 _SAMPLE = 1024
 
 

@@ -127,6 +127,10 @@ class Listed(Levels):
 
     def minimiser(self, term: Term, x: FloatArray) -> FloatArray:
         """Binary search for the first level whose step to the next saves no more than x per unit of k."""
+        if term.is_shared:
+            savings = -np.diff(term.value(self.values)) / np.diff(self.values)
+            listed: FloatArray = self.values[np.searchsorted(-savings, -x, side="left")]
+            return listed
         low = np.zeros(x.shape, dtype=np.intp)
         high = np.full(x.shape, self.values.size - 1)
         for _ in range(int(self.values.size - 1).bit_length()):

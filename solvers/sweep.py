@@ -125,13 +125,13 @@ class _Grid:
         width = tried[right] - tried[left]
         with np.errstate(all="ignore"):
             share = (np.log(costs[left]) - np.log(budgets[wanted])) / (np.log(costs[left]) - np.log(costs[right]))
-        share = np.where(np.isfinite(share), share, 0.5) + (0.02 if count % 2 else -0.02)
-        if count % 4 == 3:
+        aside = np.clip(width, 1e-4, 0.02)
+        share = np.where(np.isfinite(share), share, 0.5) + (aside if count % 2 else -aside)
+        if count % 4 == 3 and self.problem.discrete.any():
             share = np.full(share.shape, 0.5)
         inside = (at > 0) & (at < tried.size)
-        chosen = np.where(inside, tried[left] + np.clip(share, 0.02, 0.98) * width, outside)
-        clipped: FloatArray = np.clip(chosen, -690.0, 690.0)
-        return clipped
+        t = np.where(inside, tried[left] + np.clip(share, 1e-4, 1.0 - 1e-4) * width, outside)
+        return np.asarray(np.clip(t, -690.0, 690.0))
 
     def _solve_inner(self, inner: IntArray, least: FloatArray, solutions: dict[int, Solution], begin: float) -> None:
         problem, budgets = self.problem, self.budgets[inner]
@@ -210,39 +210,46 @@ class _Grid:
 
     def _fill(self, k: FloatArray, budgets: FloatArray) -> None:
         """Marginal filling of all budgets together, in place: a round takes one step a budget."""
-        problem, rows = self.problem, np.arange(budgets.size)
-        columns = np.flatnonzero(problem.discrete)
-        term, damage, row, upper = (
-            problem.term.take(columns),
-            problem.damage[columns],
-            self.row[columns],
-            problem.upper[columns],
-        )
+        _problem, columns = self.problem, np.flatnonzero(self.problem.discrete)
+        left = budgets * self.margin - k @ self.row
+        here = k[:, columns]
+        after, extra, saving = self._steps(here, columns)
+        rows = np.arange(budgets.size)
         for _ in range(_FILLS if columns.size else 0):
-            here = k[np.ix_(rows, columns)]
-            after = self._after(here, columns)
-            left = budgets[rows] * self.margin - k[rows] @ self.row
-            with np.errstate(all="ignore"):
-                extra = row * (after - here)
-                saving = damage * (term.value(here) - term.value(after)) / extra
-            saving[~((extra <= left[:, None]) & (after <= upper))] = -1.0
-            pick = np.argmax(saving, axis=1)
-            going = np.flatnonzero(saving[np.arange(rows.size), pick] > 0.0)
-            if going.size == 0:
-                return
+            pick = np.argmax(np.where(extra[rows] <= left[rows, None], saving[rows], -1.0), axis=1)
+            going = (extra[rows, pick] <= left[rows]) & (saving[rows, pick] > 0.0)
             rows, pick = rows[going], pick[going]
-            k[rows, columns[pick]] = after[going, pick]
-            for i in np.flatnonzero(k[rows] @ self.row * self.margin > budgets[rows]):  # too close for rounded sums
+            if rows.size == 0:
+                return
+            chosen, before = columns[pick], k[rows, columns[pick]]
+            k[rows, chosen] = after[rows, pick]
+            left[rows] -= extra[rows, pick]
+            for i in np.flatnonzero(
+                left[rows] < budgets[rows] * (self.margin - 1.0) * 2.0
+            ):  # too close: decide exactly
                 if not fits(self.row, k[rows[i]], float(budgets[rows[i]])):
-                    k[rows[i], columns[pick[i]]] = here[going[i], pick[i]]
-                    budgets = np.where(np.arange(budgets.size) == rows[i], -np.inf, budgets)
+                    k[rows[i], chosen[i]] = before[i]
+                    left[rows[i]] = -np.inf
+            now = k[rows, chosen]
+            after[rows, pick], extra[rows, pick], saving[rows, pick] = self._steps(now, chosen)
+
+    def _steps(self, here: FloatArray, variables: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Give level, extra cost and saving per cost of the steps up from `here`, whose last axis is `variables`."""
+        problem, term = self.problem, self.problem.term.take(variables)
+        after = self._after(here, variables)
+        after = np.where(after <= problem.upper[variables], after, np.inf)
+        with np.errstate(all="ignore"):
+            extra = self.row[variables] * (after - here)
+            saving = problem.damage[variables] * (term.value(here) - term.value(after)) / extra
+        return after, extra, np.where(np.isfinite(after) & (extra > 0.0), saving, -1.0)
 
     def _after(self, here: FloatArray, columns: IntArray) -> FloatArray:
         problem = self.problem
         if problem.level_index is None:
-            return problem.levels[0].after(here)
+            single: FloatArray = problem.levels[0].after(here)
+            return single
         out = np.empty(here.shape)
         for position, levels in enumerate(problem.levels):
             mine = problem.level_index[columns] == position
-            out[:, mine] = levels.after(here[:, mine])
+            out[..., mine] = levels.after(here[..., mine])
         return out

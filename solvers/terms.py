@@ -33,6 +33,11 @@ class Term(ABC):
     def inverse_marginal(self, x: FloatArray) -> FloatArray:
         """Give the k with -phi'(k) = x: infinite at x = 0, at most 0 where no k > 0 has so large a marginal."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether all variables have the same phi."""
+        return True
+
     def take(self, index: Index) -> Term:  # noqa: ARG002 - part of the interface
         """Restrict the term to some variables; itself, unless its parameters differ between variables."""
         return self
@@ -104,6 +109,11 @@ class Power(Term):
         k -= 0.5
         return np.ceil(k, out=k)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the exponent is a number."""
+        return self.exponent.ndim == 0
+
     def take(self, index: Index) -> Power:
         """Restrict per-variable exponents to `index`."""
         return self if self.exponent.ndim == 0 else Power(self.exponent[index])
@@ -142,6 +152,11 @@ class Exponential(Term):
     def inverse_marginal(self, x: FloatArray) -> FloatArray:
         """log(rate / x) / rate."""
         return np.asarray(np.log(self.rate / x) / self.rate)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the rate is a number."""
+        return self.rate.ndim == 0
 
     def take(self, index: Index) -> Exponential:
         """Restrict per-variable rates to `index`."""

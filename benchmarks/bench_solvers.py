@@ -1,4 +1,4 @@
-"""Figures of the solvers, side by side in one run: `PYTHONPATH=. python -m benchmarks.solvers_bench [--quick]`.
+"""Figures of the solvers, side by side in one run: `python -m benchmarks.bench_solvers [--quick]`.
 
 Needs the extra `bench` (OR-tools, PuLP). Each table gives median, minimum and maximum over instances or repeats; ratios
 are of medians in the same run. Timings depend on machine and load; what they solve does not.
@@ -94,9 +94,9 @@ def continuous_against_clarabel(repeats):
 
 
 def with_highs(problem, limit):
-    """HiGHS through scipy on one binary a level."""
+    """HiGHS through scipy on one binary a level; its absolute gap of 1e-6 cannot be changed."""
     found = solve(problem, "milp", time_limit=limit)
-    return found.objective, found.relative_gap < 1e-6
+    return found.objective, found.relative_gap < 1e-5
 
 
 def with_cpsat(problem, levels, limit):
@@ -157,9 +157,9 @@ def against_exact_solvers(title, problems, levels, limit):
         times = np.concatenate([s for s, _ in results])
         values, done = np.array([v for _, (v, _) in results]), np.array([d for _, (_, d) in results])
         off = values / best - 1.0
-        agreed = f"largest difference where finished {np.abs(off[done]).max(initial=0.0):.1e}"
-        below = off.min()
-        note = f"{done.sum()}/{len(problems)} finished in {limit:g} s, {agreed}, least {below:+.1e}"
+        note = (
+            f"{done.sum()}/{len(problems)} claim the optimum; objective against ours {off.min():+.1e}..{off.max():+.1e}"
+        )
         row(name, times, f"{note}, {np.median(times) / np.median(seconds):.0f}x")
 
 
