@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec
 
 from precalloc.errors import DataError
 
@@ -213,13 +214,26 @@ def call_model(model: nn.Module, batch: Batch) -> Tensor:
     """
     device = model_device(model)
     inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-    by_name = set(inputs) <= _forward_parameters(model)
+    args, kwargs = _arguments(model, inputs)
     try:
-        output = model(**inputs) if by_name else model(*inputs.values())
+        output = model(*args, **kwargs)
     except (TypeError, RuntimeError, IndexError, ValueError) as error:
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}
         raise DataError(f"The model does not take inputs {shapes}: {str(error).splitlines()[0]}") from error
     return logits_of(output)
+
+
+def _arguments(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Inputs by name where the forward has the names, else in order."""
+    if not set(inputs) <= _forward_parameters(model):
+        return list(inputs.values()), {}
+    spec = getattr(model, "_in_spec", None)
+    if not isinstance(spec, TreeSpec):
+        return [], inputs
+    # An exported program takes by keyword only what was a keyword when it was exported.
+    keywords = set(spec.child(1).context)
+    positional = [name for name in inspect.signature(model.forward).parameters if name in inputs.keys() - keywords]
+    return [inputs[name] for name in positional], {name: inputs[name] for name in inputs if name in keywords}
 
 
 def model_device(model: nn.Module) -> torch.device:

@@ -64,8 +64,9 @@ def _track(path: str, module: nn.Module, names: _Names) -> tuple[Any, Any]:
     def enter(module: nn.Module, _: object) -> None:
         names.stack.append(_Frame(path, module))
 
-    def leave(*_: object) -> None:
-        names.stack.pop()
+    def leave(module: nn.Module, *_: object) -> None:
+        if names.stack[-1].module is module:  # not entered where an earlier pre-hook raised
+            names.stack.pop()
 
     return module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)
 

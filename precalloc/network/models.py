@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from precalloc.errors import ModelError, PrecallocError
+from precalloc.network.state import set_evaluation
 
 
 def load_model(spec: str, weights: str | None = None) -> nn.Module:
@@ -31,7 +32,8 @@ def load_model(spec: str, weights: str | None = None) -> nn.Module:
         )
     if weights is not None:
         _load_weights(model, Path(weights))
-    return model.eval()
+    set_evaluation(model)
+    return model
 
 
 def call_factory(spec: str, error_type: type[PrecallocError]) -> object:
