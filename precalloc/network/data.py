@@ -127,9 +127,7 @@ def load_data(spec: str) -> Data:
     if path.suffix == ".npz":
         return _from_arrays(_read_npz(_existing(path)), spec)
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return _from_arrays(load_file(_existing(path)), spec)
+        return _from_arrays(_read_safetensors(_existing(path)), spec)
     if ":" in spec:
         from precalloc.network.models import call_factory
 
@@ -151,6 +149,16 @@ def _read_npz(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} cannot be read as .npz without pickles ({error}). Save plain arrays with numpy.savez."
         ) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read as .safetensors ({error}). Save it anew.") from error
 
 
 def _from_arrays(arrays: dict[str, Any], origin: str = "data") -> ArrayData:
@@ -217,7 +225,7 @@ def call_model(model: nn.Module, batch: Batch) -> Tensor:
     args, kwargs = _arguments(model, inputs)
     try:
         output = model(*args, **kwargs)
-    except (TypeError, RuntimeError, IndexError, ValueError) as error:
+    except (TypeError, RuntimeError, IndexError, ValueError, AssertionError) as error:
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}
         raise DataError(f"The model does not take inputs {shapes}: {str(error).splitlines()[0]}") from error
     return logits_of(output)

@@ -83,13 +83,13 @@ def _load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    from safetensors.torch import load_file
 
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises pickle, zip and runtime errors alike
+    except Exception as error:  # safetensors', pickle, zip and runtime errors alike
         raise ModelError(
             f"{path} is no tensors-only weights file ({type(error).__name__}). Save model.state_dict()."
         ) from error
