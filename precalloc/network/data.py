@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec
 
 from precalloc.errors import DataError
 
@@ -126,9 +127,7 @@ def load_data(spec: str) -> Data:
     if path.suffix == ".npz":
         return _from_arrays(_read_npz(_existing(path)), spec)
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return _from_arrays(load_file(_existing(path)), spec)
+        return _from_arrays(_read_safetensors(_existing(path)), spec)
     if ":" in spec:
         from precalloc.network.models import call_factory
 
@@ -150,6 +149,16 @@ def _read_npz(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} cannot be read as .npz without pickles ({error}). Save plain arrays with numpy.savez."
         ) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read as .safetensors ({error}). Save it anew.") from error
 
 
 def _from_arrays(arrays: dict[str, Any], origin: str = "data") -> ArrayData:
@@ -213,13 +222,26 @@ def call_model(model: nn.Module, batch: Batch) -> Tensor:
     """
     device = model_device(model)
     inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-    args, named = _arguments(model, inputs)
+    args, kwargs = _arguments(model, inputs)
     try:
-        output = model(*args, **named)
-    except (TypeError, RuntimeError, IndexError, ValueError) as error:
+        output = model(*args, **kwargs)
+    except (TypeError, RuntimeError, IndexError, ValueError, AssertionError) as error:
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}
         raise DataError(f"The model does not take inputs {shapes}: {str(error).splitlines()[0]}") from error
     return logits_of(output)
+
+
+def _arguments(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Inputs by name where the forward has the names, else in order."""
+    if not set(inputs) <= _forward_parameters(model):
+        return list(inputs.values()), {}
+    spec = getattr(model, "_in_spec", None)
+    if not isinstance(spec, TreeSpec):
+        return [], inputs
+    # An exported program takes by keyword only what was a keyword when it was exported.
+    keywords = set(spec.child(1).context)
+    positional = [name for name in inspect.signature(model.forward).parameters if name in inputs.keys() - keywords]
+    return [inputs[name] for name in positional], {name: inputs[name] for name in inputs if name in keywords}
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -227,17 +249,9 @@ def model_device(model: nn.Module) -> torch.device:
     return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
-def _arguments(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Pass inputs by position where they are the forward's first parameters, else by name, else in their own order.
-
-    Position comes first because an exported program takes its inputs only in the way that it was exported with.
-    """
-    parameters = inspect.signature(model.forward).parameters.values()
-    first = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD][: len(inputs)]
-    if set(first) == set(inputs):
-        return [inputs[name] for name in first], {}
-    by_name = set(inputs) <= {p.name for p in parameters}
-    return ([], inputs) if by_name else (list(inputs.values()), {})
+def _forward_parameters(model: nn.Module) -> set[str]:
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name for name, parameter in inspect.signature(model.forward).parameters.items() if parameter.kind in kinds}
 
 
 def logits_of(output: object) -> Tensor:

@@ -65,8 +65,7 @@ def _track(path: str, module: nn.Module, names: _Names) -> tuple[Any, Any]:
         names.stack.append(_Frame(path, module))
 
     def leave(module: nn.Module, *_: object) -> None:
-        # Called even where another hook failed before ours entered.
-        if names.stack[-1].module is module:
+        if names.stack[-1].module is module:  # not entered where an earlier pre-hook raised
             names.stack.pop()
 
     return module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from precalloc.errors import ModelError, PrecallocError
+from precalloc.network.state import set_evaluation
 
 
 def load_model(spec: str, weights: str | None = None) -> nn.Module:
@@ -31,7 +32,8 @@ def load_model(spec: str, weights: str | None = None) -> nn.Module:
         )
     if weights is not None:
         _load_weights(model, Path(weights))
-    return model.eval()
+    set_evaluation(model)
+    return model
 
 
 def call_factory(spec: str, error_type: type[PrecallocError]) -> object:
@@ -81,13 +83,13 @@ def _load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    from safetensors.torch import load_file
 
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises pickle, zip and runtime errors alike
+    except Exception as error:  # safetensors', pickle, zip and runtime errors alike
         raise ModelError(
             f"{path} is no tensors-only weights file ({type(error).__name__}). Save model.state_dict()."
         ) from error

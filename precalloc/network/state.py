@@ -20,14 +20,18 @@ def untouched(model: nn.Module) -> Iterator[None]:
         try:
             # The fused transformer kernel computes a whole layer in one call and would hide its products.
             torch.backends.mha.set_fastpath_enabled(False)
-            # Not model.eval(): an exported program's module refuses it, and users override it.
-            for module in training:
-                module.training = False
+            set_evaluation(model)
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
             for module, mode in training.items():
                 module.training = mode
+
+
+def set_evaluation(model: nn.Module) -> None:
+    """Put every module in evaluation mode; ``eval()`` itself is refused by exported programs, and may be overridden."""
+    for module in model.modules():
+        module.training = False
 
 
 @contextmanager

@@ -1,115 +1,244 @@
 """A user's mistake gets one line that names the thing, its value and the remedy."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
+from networks import THERMAL, LinearSoftmax, Perceptron, SharedLayer, hardware, initialised, normal
+from safetensors.torch import save_file
 from torch import nn
-from torch.nn import functional as F
 
-import precalloc
-from precalloc.errors import DataError, KMapError, ModelError, NondeterministicModelError
-from precalloc.hardware import Hardware
-from precalloc.network.data import load_data
+from precalloc import profile, sites, validate
+from precalloc.errors import DataError, KMapError, ModelError, NondeterministicModelError, PrecallocError
+from precalloc.kmaps import KMap, SiteRanges
+from precalloc.network.data import as_data, load_data
 from precalloc.network.models import load_model
+from precalloc.objective import Granularity
 
-HARDWARE = Hardware.load("homodyne-1550nm")
-INPUTS = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-
-
-def network():
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+CHIP = hardware((THERMAL,))
+X = normal(1, 8, 6)
+Y = torch.arange(8) % 4
 
 
-class Noisy(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return F.dropout(self.linear(x), 0.5, training=True)
+def perceptron():
+    return initialised(Perceptron(), seed=1)
 
 
-class Mixing(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(4, 3)
+def fails(error, pattern, call, *args, **kwargs):
+    """The call raises ``error`` with one line that matches ``pattern`` and ends as a sentence."""
+    with pytest.raises(error, match=pattern) as caught:
+        call(*args, **kwargs)
+    message = str(caught.value)
+    assert isinstance(caught.value, PrecallocError)
+    assert "\n" not in message
+    assert len(message) < 500
 
-    def forward(self, x):
-        y = self.linear(x)
-        return y - y.mean(0)
 
-
-def with_nan():
-    model = network()
-    model[2].weight.data[0, 0] = torch.nan
+def with_bad_weight(value):
+    model = perceptron()
+    with torch.no_grad():
+        model.second.weight[1, 2] = value
     return model
 
 
-@pytest.mark.parametrize(
-    ("model", "data", "error", "message"),
-    [
-        (network, {"x": INPUTS, "y": np.zeros(7, int)}, DataError, r"differ in length: .*'x': 8, 'y': 7"),
-        (network, {"x": INPUTS, "y": np.full(8, 3)}, DataError, r"Labels run from 3 to 3, .* classes 0 to 2"),
-        (network, {"x": INPUTS, "y": np.zeros(8)}, DataError, r"float64.*one class index an example"),
-        (network, {"y": np.zeros(8, int)}, DataError, r"holds no inputs"),
-        (network, {"x": INPUTS[:0]}, DataError, r"holds no examples"),
-        (network, {"x": np.where(np.arange(8)[:, None] == 5, np.nan, INPUTS)}, DataError, r"'x'.*example 5"),
-        (network, {"x": INPUTS[:, :3]}, DataError, r"does not take inputs \{'x': \(8, 3\)\}"),
-        (network, 3, DataError, r"type int cannot be read"),
-        (with_nan, {"x": INPUTS}, ModelError, r"Weight '2.weight' has 1 NaN"),
-        (nn.Flatten, {"x": INPUTS}, ModelError, r"no sites"),
-        (Noisy, {"x": INPUTS}, NondeterministicModelError, r"different logits on the same input"),
-        (Mixing, {"x": INPUTS}, ModelError, r"mixes the examples"),
-        (lambda: torch.jit.trace(network(), torch.zeros(1, 4)), {"x": INPUTS}, ModelError, r"scripted"),
-        (lambda: torch.compile(network()), {"x": INPUTS}, ModelError, r"compiled.*_orig_mod"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_profile_refuses(model, data, error, message):
-    with pytest.raises(error, match=message) as caught:
-        precalloc.profile(model(), data, HARDWARE)
-    assert "\n" not in str(caught.value)
-
-
-def test_kmap_of_another_network_is_refused():
-    profile = precalloc.profile(network(), {"x": INPUTS}, HARDWARE)
-    allocation = precalloc.allocate(profile, "4x", hardware=HARDWARE)
-    with pytest.raises(KMapError, match=r"lacks sites \['1'\].*unknown sites \['0', '2'\]"):
-        precalloc.validate(nn.Sequential(nn.Tanh(), nn.Linear(4, 3)), {"x": INPUTS}, allocation)
+def data_with(value):
+    x = X.clone()
+    x[5, 3] = value
+    return x
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("labels", "pattern"),
     [
-        ("nowhere.npz", "nowhere.npz does not exist"),
-        ("data.csv", "'data.csv' is not a .npz or .safetensors file"),
-        ("no.such.module:data", "'no.such.module' cannot be imported"),
+        (Y[:5], r"differ in length: .*'x': 8, 'y': 5.*one row an example"),
+        (Y + 2, r"Labels run from 2 to 5, but the model has classes 0 to 3"),
+        (Y - 1, r"Labels run from -1 to 2"),
+        (Y.float(), r"Labels have shape \(8,\), type torch\.float32\. Give one class index"),
+        (nn.functional.one_hot(Y), r"Labels have shape \(8, 4\)"),
     ],
 )
-def test_load_data_refuses(spec, message):
-    with pytest.raises(DataError, match=message):
-        load_data(spec)
+def test_labels(labels, pattern):
+    fails(DataError, pattern, profile, perceptron(), {"x": X, "y": labels}, CHIP)
 
 
-def test_pickled_arrays_are_refused(tmp_path):
-    np.savez(tmp_path / "data.npz", x=np.array([{}], dtype=object))
-    with pytest.raises(DataError, match="without pickles"):
-        load_data(str(tmp_path / "data.npz"))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_and_data_that_are_not_finite(value):
+    pattern = r"Weight 'second\.weight' has 1 NaN or infinite values\. Load sound weights"
+    for call in (sites, lambda model, data: profile(model, data, CHIP)):
+        fails(ModelError, pattern, call, with_bad_weight(value), X)
+        fails(
+            DataError,
+            r"'x' of data has NaN or infinity, first in example 5\. Remove",
+            call,
+            perceptron(),
+            data_with(value),
+        )
+    fails(ModelError, pattern, validate, with_bad_weight(value), X, kmap({"first": 1, "second": 1}))
 
 
-def test_load_model_refuses(tmp_path):
-    file = tmp_path / "net.py"
-    file.write_text("from torch import nn\ndef build():\n    return nn.Linear(2, 2)\nnumber = int\n", encoding="utf-8")
-    torch.save({"weight": torch.zeros(3, 3)}, tmp_path / "weights.pt")
-    torch.save(nn.Linear(2, 2), tmp_path / "pickled.pt")
-    for spec, weights, message in (
-        ("net.py", None, "names no factory"),
-        (f"{tmp_path}/other.py:build", None, "other.py does not exist"),
-        (f"{file}:make", None, "no callable 'make'. It has: build"),
-        (f"{file}:number", None, "returned int, not an nn.Module"),
-        (f"{file}:build", "none.pt", "none.pt does not exist"),
-        (f"{file}:build", f"{tmp_path}/weights.pt", "do not fit the model"),
-        (f"{file}:build", f"{tmp_path}/pickled.pt", "no tensors-only weights file"),
+def test_logits_that_are_not_finite():
+    class Overflow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.layer(x) * torch.inf
+
+    fails(ModelError, r"logits have NaN or infinite values.*Check weights", profile, initialised(Overflow()), X, CHIP)
+
+
+def test_model_without_sites():
+    fails(ModelError, r"The model has no sites: no convolution", profile, nn.Softmax(dim=1), X, CHIP)
+
+
+class Random(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.layer(nn.functional.dropout(x, 0.5, training=True))
+
+
+def test_model_that_gives_different_outputs():
+    pattern = r"different logits on the same input \(by [\d.e-]+\)\. Switch off"
+    fails(NondeterministicModelError, pattern, profile, initialised(Random()), X, CHIP)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TorchScript as a whole
+def test_scripted_and_compiled_models():
+    model = perceptron()
+    scripted = torch.jit.trace(model, X)
+    fails(ModelError, r"is scripted, which hides its products\. Pass the module", sites, scripted, X)
+    fails(ModelError, r"'1' is scripted", sites, nn.Sequential(nn.Identity(), scripted), X)
+    fails(ModelError, r"is compiled, which hides its products", sites, torch.compile(model), X)
+
+
+@pytest.mark.parametrize(
+    ("data", "pattern"),
+    [
+        (X[:, :5], r"does not take inputs \{'x': \(8, 5\)\}: mat1 and mat2"),
+        ({"a": X, "b": X}, r"does not take inputs \{'a': \(8, 6\), 'b': \(8, 6\)\}"),
+        ({"y": Y}, r"holds no inputs \(arrays: \['y'\]\)"),
+        (X[:0], r"holds no examples"),
+        ([], r"yielded no batch"),
+        ([X[:4], X[4:, :3]], r"do not join to one array"),
+        (3.0, r"type float cannot be read\. Pass arrays by name"),
+        (["text"], r"A batch of type str cannot be read"),
+    ],
+)
+def test_inputs_that_the_model_does_not_take(data, pattern):
+    fails(DataError, pattern, profile, perceptron(), data, CHIP)
+
+
+class Wordless(nn.Module):
+    def __init__(self, make):
+        super().__init__()
+        self.layer, self.make = nn.Linear(6, 4), make
+
+    def forward(self, x):
+        return self.make(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda y: y[:, None], lambda y: y.sum(1), lambda _: "text", lambda _: {}, lambda _: ()]
+)
+def test_outputs_without_logits(make):
+    fails(ModelError, r"holds no logits of shape \(examples, classes\)\. Wrap", profile, Wordless(make), X, CHIP)
+
+
+def test_data_files(tmp_path):
+    absent = tmp_path / "absent.npz"
+    fails(DataError, rf"{re.escape(str(absent))} does not exist\. Check the path", load_data, str(absent))
+    fails(DataError, r"is not a \.npz or \.safetensors file", load_data, str(tmp_path / "data.csv"))
+    pickled = tmp_path / "pickled.npz"
+    np.savez(pickled, x=np.array([{"a": 1}], dtype=object))
+    fails(DataError, r"pickled\.npz cannot be read as \.npz without pickles", load_data, str(pickled))
+    damaged = tmp_path / "damaged.npz"
+    np.savez(damaged, x=X.numpy())
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    fails(DataError, r"damaged\.npz cannot be read", load_data, str(damaged))
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(b"no tensors")
+    fails(DataError, r"torn\.safetensors cannot be read as \.safetensors", load_data, str(torn))
+    short = tmp_path / "short.npz"
+    np.savez(short, x=X.numpy(), labels=Y.numpy()[:3])
+    fails(DataError, r"short\.npz differ in length", load_data, str(short))
+
+
+def test_model_files(tmp_path):
+    fails(ModelError, r"absent\.py does not exist", load_model, f"{tmp_path}/absent.py:build")
+    fails(ModelError, r"Module 'no_such_package' cannot be imported", load_model, "no_such_package:build")
+    fails(ModelError, r"'model' names no factory\. Write path/file\.py:factory", load_model, "model")
+    file = tmp_path / "model.py"
+    file.write_text("from torch import nn\ndef build():\n    return nn.Linear(6, 4)\ndef text():\n    return 'text'\n")
+    fails(ModelError, r"has no callable 'make'\. It has: build, text", load_model, f"{file}:make")
+    fails(ModelError, r"returned str, not an nn\.Module", load_model, f"{file}:text")
+    needy = tmp_path / "needy.py"
+    needy.write_text("import no_such_package\n")
+    fails(
+        ModelError,
+        r"needy\.py needs a package that is missing \(No module named 'no_such_package'\)",
+        load_model,
+        f"{needy}:build",
+    )
+
+
+def test_weights(tmp_path):
+    file = tmp_path / "model.py"
+    file.write_text("from torch import nn\ndef build():\n    return nn.Linear(6, 4)\n")
+    spec = f"{file}:build"
+    fails(ModelError, r"absent\.pt does not exist", load_model, spec, str(tmp_path / "absent.pt"))
+    other = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(3, 3)}, other)
+    fails(ModelError, r"other\.safetensors do not fit the model: .*size mismatch", load_model, spec, str(other))
+    text = tmp_path / "text.pt"
+    text.write_text("no weights")
+    fails(ModelError, r"text\.pt is no tensors-only weights file", load_model, spec, str(text))
+    pickled = tmp_path / "pickled.pt"
+    torch.save(nn.Linear(6, 4), pickled)
+    fails(ModelError, r"pickled\.pt is no tensors-only weights file", load_model, spec, str(pickled))
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"no weights")
+    fails(ModelError, r"damaged\.safetensors is no tensors-only weights file", load_model, spec, str(damaged))
+    good = tmp_path / "good.safetensors"
+    save_file({"weight": torch.ones(4, 6), "bias": torch.zeros(4)}, good)
+    assert torch.equal(load_model(spec, str(good)).weight, torch.ones(4, 6))
+
+
+def kmap(repetitions):
+    values = {name: np.atleast_1d(np.array(k, dtype=float)) for name, k in repetitions.items()}
+    return KMap(Granularity.CHANNEL, CHIP, values, {name: SiteRanges(3.0) for name in values})
+
+
+def test_kmap_of_another_network():
+    fails(KMapError, r"lacks sites \['second'\]", validate, perceptron(), X, kmap({"first": 1}))
+    fails(
+        KMapError, r"unknown sites \['third'\]", validate, perceptron(), X, kmap({"first": 1, "second": 1, "third": 1})
+    )
+    fails(
+        KMapError,
+        r"Site 'second' has 4 channels, but 3",
+        validate,
+        perceptron(),
+        X,
+        kmap({"first": 1, "second": [1] * 3}),
+    )
+    fails(KMapError, r"of another network", validate, initialised(SharedLayer()), X, kmap({"first": 1, "second": 1}))
+    fails(KMapError, r"of another network", validate, initialised(LinearSoftmax(6)), X, kmap({"first": 1}))
+
+
+def test_forms_of_data_that_are_taken():
+    """Arrays by name, a pair, an array, batches: the same examples."""
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=3)
+    for data in (
+        {"x": X, "labels": Y},
+        (X.numpy(), Y.numpy()),
+        loader,
+        [{"x": X[:5], "y": Y[:5]}, {"x": X[5:], "y": Y[5:]}],
     ):
-        with pytest.raises(ModelError, match=message):
-            load_model(spec, weights)
+        batches = list(as_data(data).batches(5))
+        assert torch.equal(torch.cat([batch.inputs["x"] for batch in batches]), X)
+        assert torch.equal(torch.cat([batch.labels for batch in batches]), Y)

@@ -28,7 +28,7 @@ def simulate(network, hardware, budget, seeds, examples=None):
     model = load_model(f"{folder / 'model.py'}:build")
     calibration, evaluation = load_data(str(folder / "calib.npz")), load_data(str(folder / "eval.npz"))
     chip = Hardware.load(hardware)
-    found = allocate(profile(model, first(calibration, 1000), chip, margins=0), budget, hardware=chip)
+    found = allocate(profile(model, calibration, chip, margins=0), budget, hardware=chip)
     assert found.uniform.energy_joule <= found.budget_joule * (1 + 1e-9)
     assert found.energy_joule <= found.budget_joule * (1 + 1e-9)
     evaluation = evaluation if examples is None else first(evaluation, examples)
@@ -39,7 +39,7 @@ def simulate(network, hardware, budget, seeds, examples=None):
 def test_resnet20_shot_noise():
     allocated, uniform = simulate("cifar10-resnet20", "homodyne-1550nm", "15x", seeds=2)
     assert allocated.examples == 5000
-    assert allocated.clean_accuracy == pytest.approx(0.877, abs=0.001)
+    assert allocated.clean_accuracy == pytest.approx(0.8748, abs=0.001)
     assert allocated.drop <= 0.023
     assert uniform.drop > 0.05
     assert uniform.drop_low > allocated.drop_high
