@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -254,7 +255,7 @@ def _read(path: Path) -> Profile:
             kinds = tuple(NoiseKind(kind) for kind in header["kinds"])
             per_kind = {name: {kind: file[f"{name}/{kind}"] for kind in kinds} for name in _PER_KIND}
             table = _read_margins(path, file, header, kinds)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ProfileError(f"{path} is not a precalloc profile ({error}). Profile the model again.") from error
     return Profile(
         sites=tuple(Site(**site) for site in header["sites"]),
