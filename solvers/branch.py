@@ -1,4 +1,4 @@
-"""One budget, discrete k: branch and bound on the dual, which closes the gap or says how much of it is left.
+"""Discrete k: branch and bound on the dual, which closes the gap or says how much of it is left.
 
 Each subproblem (the problem with tighter bounds) is relaxed by its multiplier. What the bound leaves open, the core, is
 enumerated: its variables are split into two halves, each half's combinations are listed without those whose penalty

@@ -16,7 +16,7 @@ from solvers.arithmetic import blocks
 from solvers.problem import IntArray, Problem
 from solvers.terms import FloatArray
 
-_SCANNED = 65_536
+_SCANNED = 32_768
 """Variables looked at: a core chosen among these is small enough a gap where there are more."""
 
 _MOST_LEVELS = 4

@@ -47,7 +47,7 @@ def solve_min_cost(problem: Problem, damage_limit: float) -> Solution:
         raise ProblemError(f"damage_limit = {damage_limit}: must be a number")
     merged, group = problem.merged()
     solution = _solve(merged, float(damage_limit))
-    k = solution.k if problem.ties is None else solution.k[group]
+    k = solution.k if group is None else solution.k[group]
     return replace(solution, k=k, stats=replace(solution.stats, seconds=time.perf_counter() - begin))
 
 
