@@ -72,10 +72,10 @@ def solve(
         raise MethodError(f"method {method!r} takes no further constraints; use 'auto' or 'convex'")
     options = Options(node_limit, constraints, solver, time_limit)
     merged, group = problem.merged()
-    if constraints is not None and problem.ties is not None:
+    if constraints is not None and group is not None:
         options = replace(options, constraints=lambda k: constraints(k[group]))
     solution = _solve_untied(merged, method, options)
-    k = solution.k if problem.ties is None else solution.k[group]
+    k = solution.k if group is None else solution.k[group]
     return replace(solution, k=k, stats=replace(solution.stats, seconds=time.perf_counter() - begin))
 
 

@@ -1,4 +1,4 @@
-"""One budget, discrete k: branch and bound on the dual, which closes the gap or says how much of it is left.
+"""Discrete k: branch and bound on the dual, which closes the gap or says how much of it is left.
 
 Each subproblem (the problem with tighter bounds) is relaxed by its multiplier. What the bound leaves open, the core, is
 enumerated: its variables are split into two halves, each half's combinations are listed without those whose penalty
@@ -137,7 +137,7 @@ def _enumerate_core(
         found = departures(problem, base, price, gap, most)
         if 0.0 < found.complete_below < np.inf and most > ROUNDS[0][0]:
             break  # a core this large is branched on, not listed
-        core = _core(problem, base, found, price)
+        core = _core(problem, base, found, price, problem.budgets - node.relaxation.spendable)
         chosen, proven_below = search_core(core, base, gap, width, keeps)
         if chosen is not None:
             departed = found.depart(base, chosen)
@@ -157,7 +157,8 @@ def _enumerate_core(
 class Core:
     """Departures from a base, what they are worth and use, and what the base leaves of each limit (m,).
 
-    `worth` (E,) changes the objective, `extra` (m, E) what is limited; `left` is known within `error`.
+    `worth` (E,) changes the objective, `extra` (m, E) what is limited; `left` is known within `error`, and the dual
+    bound counts on `spare` of it never being spent.
     """
 
     departures: Departures
@@ -167,11 +168,13 @@ class Core:
     price: FloatArray
     left: Extended
     error: Extended
+    spare: FloatArray
 
 
-def _core(problem: Problem, base: FloatArray, found: Departures, price: FloatArray) -> Core:
+def _core(problem: Problem, base: FloatArray, found: Departures, price: FloatArray, spare: FloatArray) -> Core:
     extra = problem.costs[:, found.variable].astype(np.longdouble) * (found.level - base[found.variable])
-    return Core(found, found.damage, extra, found.penalty, price, *_leftover(problem, base, extra))
+    left, error = _leftover(problem, base, extra)
+    return Core(found, found.damage, extra, found.penalty, price, left, error, spare)
 
 
 def _overwrite(target: FloatArray, source: FloatArray) -> FloatArray:
@@ -197,7 +200,8 @@ def search_core(
     half = [_list_states(core, order[side::2], gap, width) for side in (0, 1)]
     proven_below = min(found.complete_below, half[0].cut, half[1].cut)
     for room in (core.left + core.error, core.left - core.error):
-        pair = _best_pair(half[0], half[1], room, gap - float(core.price @ core.left), core.price)
+        most = gap - float(core.price @ (core.left - core.spare))
+        pair = _best_pair(half[0], half[1], room, most, core.price)
         if pair is None:
             continue
         chosen = half[0].chosen(pair[0]) + half[1].chosen(pair[1])
@@ -208,7 +212,7 @@ def search_core(
         if accepted:
             return np.array(chosen, dtype=np.intp), proven_below
         gain = half[0].damage[pair[0]] + half[1].damage[pair[1]]
-        proven_below = min(proven_below, float(gain + core.price @ core.left))
+        proven_below = min(proven_below, float(gain + core.price @ (core.left - core.spare)))
     return None, proven_below
 
 

@@ -8,7 +8,6 @@ U - L are out of the question (variable fixing; Pisinger, European J. Oper. Res.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +16,11 @@ from solvers.arithmetic import blocks
 from solvers.problem import IntArray, Problem
 from solvers.terms import FloatArray
 
-_SCANNED = 65_536
+_SCANNED = 32_768
 """Variables looked at: a core chosen among these is small enough a gap where there are more."""
+
+_MOST_LEVELS = 4
+"""Departures listed, over variables: one of many levels is branched on rather than listed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,16 +69,21 @@ def departures(problem: Problem, base: FloatArray, price: FloatArray, gap: float
     complete_below = np.inf if problem.n <= _SCANNED else 0.0
     if found.penalty.size > most:
         threshold = float(np.partition(found.penalty, most)[most])
-        found = found.below(np.nextafter(threshold, -np.inf))
+        found = found.take(np.argpartition(found.penalty, most)[:most], np.inf)
         gap, complete_below = min(gap, threshold), min(complete_below, threshold)
     collected = [found]
     for side in ("after", "before"):
         reached = found.take(_on_side(found, base, side), np.inf)
-        for _ in itertools.takewhile(lambda _: reached.variable.size > 0, range(most)):  # noqa: B023 - current one meant
+        while reached.variable.size and sum(part.variable.size for part in collected) <= _MOST_LEVELS * most:
             reached = _one_step(problem, base, price, reached.variable, reached.level, gap, side)
             collected.append(reached)
+        complete_below = min(complete_below, float(reached.penalty.min(initial=np.inf)))  # what a full list left out
     joined = _join(collected)
-    return joined.take(np.argsort(joined.penalty, kind="stable"), complete_below)
+    order = np.argsort(joined.penalty, kind="stable")
+    if order.size > _MOST_LEVELS * most:
+        complete_below = min(complete_below, float(joined.penalty[order[_MOST_LEVELS * most]]))
+        order = order[: _MOST_LEVELS * most]
+    return joined.take(order, complete_below)
 
 
 def _on_side(found: Departures, base: FloatArray, side: str) -> IntArray:

@@ -47,7 +47,7 @@ def solve_min_cost(problem: Problem, damage_limit: float) -> Solution:
         raise ProblemError(f"damage_limit = {damage_limit}: must be a number")
     merged, group = problem.merged()
     solution = _solve(merged, float(damage_limit))
-    k = solution.k if problem.ties is None else solution.k[group]
+    k = solution.k if group is None else solution.k[group]
     return replace(solution, k=k, stats=replace(solution.stats, seconds=time.perf_counter() - begin))
 
 
@@ -150,7 +150,7 @@ def _close(relaxation: Relaxation, k: FloatArray, bound: float, price: float, li
         worth = row[found.variable] * (found.level - base[found.variable])
         error = np.array([rounding(problem.n) * (abs(limit) + abs(problem.floor))], np.longdouble)
         extra = found.damage[None, :].astype(np.longdouble)
-        core = Core(found, worth, extra, found.penalty / price, np.array([1.0 / price]), left, error)
+        core = Core(found, worth, extra, found.penalty / price, np.array([1.0 / price]), left, error, np.zeros(1))
         chosen, proven_below = search_core(core, base, gap, width, lambda x: problem.value(x) <= limit)
         if chosen is not None:
             improved = base.copy()

@@ -18,8 +18,11 @@ from solvers.terms import FloatArray
 
 _MOST_LEVELS = 1_000_000
 _TOLERANCE = 1e-9
-_ABSOLUTE_GAP = 2e-6  # HiGHS stops within 1e-6 of its bound, which scipy cannot change:
-_FINENESS = 1e-4  # so the objective is stated in units this small against its greatest coefficient
+# HiGHS stops within 1e-6 of its bound and lets a row be exceeded by 1e-6, which scipy cannot change. So the objective
+# is stated in small units of its greatest coefficient, and each budget as a large number.
+_ABSOLUTE_GAP = 2e-6
+_DAMAGE_UNIT = 1e-4
+_BUDGET_UNITS = 1e4
 
 
 def list_levels(problem: Problem) -> tuple[IntArray, FloatArray]:
@@ -51,10 +54,10 @@ def solve_milp(problem: Problem, least: FloatArray, time_limit: float | None = N
     tight = problem.tightened()
     variable, level = list_levels(tight)
     damage = problem.damage[variable] * problem.term.take(variable).value(level)
-    scale = float(damage.max()) * _FINENESS or 1.0
+    scale = float(damage.max()) * _DAMAGE_UNIT or 1.0
     one_each: Any = sparse.csr_array((np.ones(level.size), (variable, np.arange(level.size))), (problem.n, level.size))
     limits = np.where(problem.budgets > 0.0, problem.budgets, 1.0)
-    rows = problem.costs[:, variable] * level / limits[:, None]
+    rows = problem.costs[:, variable] * level * (_BUDGET_UNITS / limits[:, None])
     options: Any = {"mip_rel_gap": 0.0} | ({} if time_limit is None else {"time_limit": time_limit})
     found = optimize.milp(
         damage / scale,
@@ -62,7 +65,7 @@ def solve_milp(problem: Problem, least: FloatArray, time_limit: float | None = N
         bounds=optimize.Bounds(0.0, 1.0),
         constraints=[
             optimize.LinearConstraint(one_each, 1.0, 1.0),
-            optimize.LinearConstraint(rows, -np.inf, problem.budgets / limits),
+            optimize.LinearConstraint(rows, -np.inf, _BUDGET_UNITS * problem.budgets / limits),
         ],
         options=options,
     )

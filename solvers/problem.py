@@ -196,8 +196,13 @@ class Problem:
             term=self.term.take(variables),
         )
 
-    def merged(self) -> tuple[Problem, IntArray]:
-        """Replace each tied group by one variable; with the position of every variable in the merged problem.
+    def merged(self) -> tuple[Problem, IntArray | None]:
+        """Replace each tied group by one variable.
+
+        Returns
+        -------
+        The merged problem, and the position of every variable in it (n,), or None where nothing is tied.
+
 
         Raises
         ------
@@ -205,7 +210,7 @@ class Problem:
             keeps the bounds of all of them.
         """
         if self.ties is None:
-            return self, np.arange(self.n)
+            return self, None
         alone = self.ties < 0
         labels = np.where(alone, self.ties.max(initial=0) + 1 + np.arange(self.n), self.ties)
         _, first, group = np.unique(labels, return_index=True, return_inverse=True)

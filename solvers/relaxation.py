@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from solvers.arithmetic import blocks, rounding, total
+from solvers.lattice import spendable
 from solvers.levels import Levels
 from solvers.problem import Problem
 from solvers.terms import FloatArray, Term
@@ -40,6 +41,7 @@ class Relaxation:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.evaluations = 0
+        self.spendable = spendable(problem)
         self._ratio: FloatArray | None = None
         if problem.m == 1:
             self._ratio = _price_per_damage(problem.costs[0], problem.damage)
@@ -84,7 +86,7 @@ class Relaxation:
 
     def bound(self, at: Evaluation) -> float:
         """Lower bound on the objective, floor included, less all that rounding may have added."""
-        priced, budget = float(at.multiplier @ at.cost), float(at.multiplier @ self.problem.budgets)
+        priced, budget = float(at.multiplier @ at.cost), float(at.multiplier @ self.spendable)
         error = rounding(self.problem.n) * (at.damage + priced + budget)
         return self.problem.floor + (at.damage + priced - budget - error)
 

@@ -39,7 +39,7 @@ def sweep(problem: Problem, budgets: Sequence[float] | FloatArray) -> list[Solut
         return [solve(problem.with_budget(value), "auto" if problem.m > 1 else "lagrangian") for value in values]
     begin = time.perf_counter()
     solutions = _Grid(merged, values).solve(begin)
-    if problem.ties is None:
+    if group is None:
         return solutions
     return [replace(solution, k=solution.k[group]) for solution in solutions]
 

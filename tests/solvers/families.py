@@ -51,6 +51,12 @@ def budget_is_attained_exactly(rng, n):
 
 
 @family
+def multiples_of_a_unit(rng, n):
+    c = rng.integers(1, 9, n) * 1024 * 1.28e-19
+    return Problem(rng.lognormal(0, 1, n), c, rng.uniform(1, 5) * c.sum(), k_max=5)
+
+
+@family
 def some_insensitive(rng, n):
     a, c = _draw(rng, n)
     a[rng.random(n) < 0.5] = 0.0

@@ -49,6 +49,16 @@ def test_equal_ratios_everywhere(levels, n):
     check(Problem(np.ones(n), np.ones(n), 2.6 * n, levels=levels), solution)
 
 
+@pytest.mark.parametrize("whole", [7.35, 7.0])
+@pytest.mark.parametrize("n", [3, 200, 1000])
+def test_equal_costs_are_proven_though_the_budget_cannot_be_spent(n, whole):
+    a = np.random.default_rng(n).lognormal(0, 1, n)
+    problem = Problem(a, np.full(n, 1.28e-19), whole * n * 1.28e-19)
+    solution = solve(problem)
+    check(problem, solution)
+    assert solution.status is Status.OPTIMAL
+
+
 def test_bounds_that_meet_fix_the_variable():
     problem = Problem([5.0, 1.0, 1.0], [1.0, 1.0, 1.0], 9.0, k_min=[2, 1, 1], k_max=[2, 9, 9])
     solution = solve(problem)
