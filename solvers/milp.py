@@ -61,7 +61,7 @@ def solve_milp(problem: Problem, least: FloatArray, time_limit: float | None = N
     options: Any = {"mip_rel_gap": 0.0} | ({} if time_limit is None else {"time_limit": time_limit})
     found = optimize.milp(
         damage / scale,
-        integrality=np.ones(level.size),
+        integrality=np.ones(level.size, dtype=np.int64),
         bounds=optimize.Bounds(0.0, 1.0),
         constraints=[
             optimize.LinearConstraint(one_each, 1.0, 1.0),
