@@ -1,0 +1,5 @@
+"""`python -m precalloc.cli`."""
+
+from precalloc.cli import main
+
+main()

@@ -1,0 +1,26 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from precalloc.objective import Granularity
+
+DEFAULT_HARDWARE = "homodyne-1550nm"
+
+Model = Annotated[str, typer.Argument(help="path/file.py:factory, package.module:factory, .pt2 file or model folder")]
+OptionalModel = Annotated[str | None, typer.Argument(help="As for 'profile'; not needed with --profile.")]
+Weights = Annotated[str | None, typer.Option(help="Weights to load into the model (.safetensors or .pt).")]
+Calibration = Annotated[str, typer.Option(help="Calibration data: .npz, .safetensors or module:factory.")]
+OptionalCalibration = Annotated[str | None, typer.Option("--data", help="Calibration data, to profile MODEL first.")]
+ProfileFile = Annotated[Path | None, typer.Option(help="Profile that 'precalloc profile' wrote.")]
+HardwareName = Annotated[str, typer.Option(help="Preset name or TOML file; see 'precalloc hardware'.")]
+OneGranularity = Annotated[Granularity, typer.Option(help="One K per layer or per channel.")]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Examples at a time; bounds the memory.")]
+NoiseSeeds = Annotated[int, typer.Option("--seeds", min=1, help="Noise draws per example in simulations.")]
+AllowUncovered = Annotated[bool, typer.Option("--allow-uncovered", help="Go on where MACs belong to no site.")]
+OutFolder = Annotated[Path, typer.Option(help="Folder for the results.")]
