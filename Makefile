@@ -15,7 +15,7 @@ TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 BENCHMARKS := $(wildcard benchmarks/bench_*.py)
 
-.PHONY: demo test check lint bench notebooks clean
+.PHONY: demo test check lint docs bench notebooks clean
 
 demo: $(VENV)/run
 	$(BIN)/precalloc demo
@@ -23,12 +23,16 @@ demo: $(VENV)/run
 test: $(VENV)/test
 	$(TEST) --doctest-modules tests precalloc solvers
 
-check: lint test notebooks
+check: lint test docs notebooks
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/docs
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build
+	@echo "Open docs/_build/index.html"
 
 bench: $(VENV)/bench
 	set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python -m "benchmarks.$$(basename $$script .py)"; done
@@ -37,7 +41,7 @@ notebooks: $(if $(NOTEBOOKS),$(VENV)/notebooks)
 	$(if $(NOTEBOOKS),$(TEST) --nbmake $(NOTEBOOKS),@echo "There are no notebooks yet.")
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/reference/cli.md *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find precalloc solvers tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Stamps: what is installed, and since which pins.
