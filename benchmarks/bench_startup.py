@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from precalloc.hardware import NoiseKind
+from precalloc.hardware import Hardware, NoiseKind
 from precalloc.profiles import MarginTable, Profile, Provenance, Site
 
 RUNS = 9
@@ -35,7 +35,8 @@ def synthetic_profile() -> Profile:
     damage = {kind: rng.lognormal(-6.0, 2.0, total)}
     ones = {kind: np.ones(total)}
     origin = Provenance("synthetic", "0", "0", EXAMPLES, True, "none", 0, 99.99)
-    return Profile(sites, damage, ones, {kind: np.ones(SITES)}, ones, 0.95, 0.2, origin, table)
+    hardware = Hardware.load("homodyne-1550nm")
+    return Profile(sites, damage, ones, {kind: np.ones(SITES)}, ones, 0.95, 0.2, hardware, origin, table)
 
 
 def seconds(*arguments: str) -> float:
@@ -58,13 +59,12 @@ def main() -> None:
             "--out",
             folder,
         )
-        request = (*common, "--hardware", "homodyne-1550nm")
         cases = {
             "python alone": ("-c", "pass"),
             "import torch": ("-c", "import torch"),
-            "allocate --budget 15x": (*request, "--budget", "15x"),
-            "allocate --budget 15x, per channel": (*request, "--budget", "15x", "--granularity", "channel"),
-            "allocate --max-drop 0.02": (*request, "--max-drop", "0.02"),
+            "allocate --budget 15x": (*common, "--budget", "15x"),
+            "allocate --budget 15x, per channel": (*common, "--budget", "15x", "--granularity", "channel"),
+            "allocate --max-drop 0.02": (*common, "--max-drop", "0.02"),
         }
         times: dict[str, list[float]] = {name: [] for name in cases}
         for _ in range(RUNS):

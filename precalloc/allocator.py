@@ -36,7 +36,7 @@ def allocate(
     budget: str | Budget | None = None,
     *,
     max_drop: float | None = None,
-    hardware: Hardware,
+    hardware: Hardware | None = None,
     granularity: str = "layer",
     method: str = "auto",
     seed: int = 0,
@@ -55,7 +55,7 @@ def allocate(
         Instead of a budget: how much accuracy may drop, as a share (0.02 is two points). The upper 95 % limit of the
         predicted drop is kept below it at the least energy.
     hardware
-        Noise, energy and realisable K.
+        Noise, energy and realisable K; by default that for which the profile was measured.
     granularity
         "layer" or "channel".
     method
@@ -72,7 +72,7 @@ def allocate(
     """
     if (budget is None) == (max_drop is None):
         raise BudgetError("Give either a budget, such as '15x', or a greatest accuracy drop, such as 0.02.")
-    allocator = Allocator.of(profile, hardware, parse_granularity(granularity), method, seed)
+    allocator = Allocator.of(profile, hardware or profile.hardware, parse_granularity(granularity), method, seed)
     if max_drop is not None:
         return allocator.reaching(max_drop)
     return allocator.within(budget if isinstance(budget, Budget) else Budget.parse(str(budget)))

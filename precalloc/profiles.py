@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from precalloc.errors import ProfileError
-from precalloc.hardware import NoiseKind
+from precalloc.errors import HardwareError, ProfileError
+from precalloc.hardware import Hardware, NoiseKind
 from precalloc.output_files import temporary_file
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -125,6 +125,8 @@ class Profile:
         Share of the profiled examples that the noiseless model has right (1 without labels).
     clean_loss
         Mean loss of the noiseless model.
+    hardware
+        What it was measured for: the one that allocations are for unless another is named.
     margins
         First-order noise in the class margins, for prediction; None where it was not measured.
     """
@@ -136,6 +138,7 @@ class Profile:
     noise_variance: Mapping[NoiseKind, FloatArray]
     clean_accuracy: float
     clean_loss: float
+    hardware: Hardware
     provenance: Provenance
     margins: MarginTable | None = None
 
@@ -187,6 +190,7 @@ def _header(profile: Profile) -> dict[str, Any]:
         "sites": [asdict(site) for site in profile.sites],
         "clean_accuracy": profile.clean_accuracy,
         "clean_loss": profile.clean_loss,
+        "hardware": profile.hardware.to_dict(),
         "provenance": asdict(profile.provenance),
         "has_margins": profile.margins is not None,
         "has_channel_covariance": profile.margins is not None and profile.margins.channel_covariance is not None,
@@ -252,17 +256,21 @@ def _read(path: Path) -> Profile:
                 raise ProfileError(
                     f"{path} holds {found}; this release reads {SCHEMA} version {VERSION}. Profile again."
                 )
-            kinds = tuple(NoiseKind(kind) for kind in header["kinds"])
-            per_kind = {name: {kind: file[f"{name}/{kind}"] for kind in kinds} for name in _PER_KIND}
-            table = _read_margins(path, file, header, kinds)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            return _profile(path, file, header)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, HardwareError) as error:
         raise ProfileError(f"{path} is not a precalloc profile ({error}). Profile the model again.") from error
+
+
+def _profile(path: Path, file: Mapping[str, FloatArray], header: Mapping[str, Any]) -> Profile:
+    kinds = tuple(NoiseKind(kind) for kind in header["kinds"])
+    per_kind = {name: {kind: file[f"{name}/{kind}"] for kind in kinds} for name in _PER_KIND}
     return Profile(
         sites=tuple(Site(**site) for site in header["sites"]),
         clean_accuracy=header["clean_accuracy"],
         clean_loss=header["clean_loss"],
+        hardware=Hardware.from_dict(header["hardware"], f"in {path}"),
         provenance=Provenance(**header["provenance"]),
-        margins=table,
+        margins=_read_margins(path, file, header, kinds),
         **per_kind,
     )
 

@@ -23,7 +23,7 @@ def sweep(
     profile: Profile,
     budgets: str | Iterable[str | Budget],
     *,
-    hardware: Hardware,
+    hardware: Hardware | None = None,
     granularities: Iterable[str] = ("layer",),
     method: str = "auto",
     seed: int = 0,
@@ -38,7 +38,7 @@ def sweep(
         Several of what ``allocate`` takes; or as one text "5x,10x,20x", or "2x:200x:15" for 15 spaced evenly in
         logarithm.
     hardware
-        Noise, energy and realisable K.
+        Noise, energy and realisable K; by default that for which the profile was measured.
     granularities
         "layer", "channel" or both.
     method
@@ -67,7 +67,7 @@ def sweep(
     parsed = [budget if isinstance(budget, Budget) else Budget.parse(budget) for budget in texts]
     rows = []
     for granularity in granularities:
-        allocator = Allocator.of(profile, hardware, parse_granularity(granularity), method, seed)
+        allocator = Allocator.of(profile, hardware or profile.hardware, parse_granularity(granularity), method, seed)
         rows += [_row(allocator.within(budget)) for budget in parsed]
     return pd.DataFrame(rows)
 

@@ -118,6 +118,19 @@ def test_missing_noise_kind_is_named():
         allocate(make_profile(kinds=(NoiseKind.SHOT,)), "15x", hardware=hardware)
 
 
+@pytest.mark.parametrize("call", [allocate, precalloc.sweep])
+def test_hardware_is_that_of_the_profile_unless_named(call):
+    own, other = make_hardware(per_mac=2e-18), make_hardware(((NoiseKind.THERMAL, 0.5),), levels="continuous")
+    profile = make_profile(hardware=own)
+
+    def energies(**hardware):
+        found = call(profile, "7.3x", **hardware)
+        return found.energy_joule.item() if call is precalloc.sweep else found.energy_joule
+
+    assert energies() == energies(hardware=own) != energies(hardware=other)
+    assert allocate(profile, "7.3x").hardware == own
+
+
 def test_unknown_granularity_and_damage_that_is_no_number():
     with pytest.raises(ProfileError, match=r"'row'.*'layer' or 'channel'"):
         allocate(make_profile(), "15x", hardware=make_hardware(), granularity="row")

@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from builders import make_profile
+from builders import make_hardware, make_profile
 from typer.testing import CliRunner
 
 from precalloc.cli import app
@@ -67,6 +67,17 @@ def test_mistakes_exit_with_2_and_one_line(profile_file, arguments, expected):
     assert not out.exists()
 
 
+def test_hardware_is_that_of_the_profile_unless_named(profile_file):
+    out = profile_file.parent / "out"
+    result = run("allocate", "--profile", profile_file, "--budget", "15x", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert KMap.load(out / "kmap.json").hardware == make_hardware()
+    allocate(profile_file, "--budget", "15x")
+    assert KMap.load(out / "kmap.json").hardware == Hardware.load("homodyne-1550nm")
+    result = run("allocate", "net.py:build", "--data", "calib.npz", "--budget", "15x", "--out", out)
+    assert (result.exit_code, "Give --hardware" in result.stderr) == (2, True)
+
+
 def test_other_mistakes(profile_file):
     result, _ = allocate(profile_file, "--budget", "15x", hardware="homodyne")
     assert result.exit_code == 2
@@ -113,7 +124,7 @@ def test_hardware_shown_reads_back(tmp_path):
 
 
 def test_allocating_from_a_profile_imports_nothing_heavy(profile_file):
-    arguments = ["allocate", "--profile", str(profile_file), "--hardware", "homodyne-1550nm", "--budget", "15x"]
+    arguments = ["allocate", "--profile", str(profile_file), "--budget", "15x"]
     arguments += ["--out", str(profile_file.parent / "out")]
     script = (
         f"import sys; sys.argv[1:] = {arguments!r}\n"

@@ -10,10 +10,10 @@ import typer
 from precalloc.cli.options import (
     AllowUncovered,
     BatchSize,
-    HardwareName,
     NoiseSeeds,
     OneGranularity,
     OptionalCalibration,
+    OptionalHardware,
     OptionalModel,
     OutFolder,
     ProfileFile,
@@ -21,14 +21,14 @@ from precalloc.cli.options import (
     Weights,
 )
 from precalloc.cli.results import finish
-from precalloc.errors import BudgetError, ModelError
+from precalloc.errors import BudgetError, HardwareError, ModelError
 from precalloc.objective import Granularity
 
 
 def allocate(
-    hardware: HardwareName,
     out: OutFolder,
     model: OptionalModel = None,
+    hardware: OptionalHardware = None,
     data: OptionalCalibration = None,
     profile: ProfileFile = None,
     weights: Weights = None,
@@ -48,8 +48,8 @@ def allocate(
     from precalloc.hardware import Hardware
     from precalloc.profiles import Profile
 
-    _check_request(budget, max_drop, model, data, profile, validate)
-    chosen = Hardware.load(hardware)
+    _check_request(budget, max_drop, model, data, profile, hardware, validate)
+    chosen = None if hardware is None else Hardware.load(hardware)
     network = workflow.load(model, weights) if model and (validate or not profile) else None
     with progress_bars() as progress:
         effort = workflow.Effort(seed, batch_size, seeds, allow_uncovered, progress)
@@ -58,6 +58,7 @@ def allocate(
         else:
             calibration, kept = workflow.load_examples(str(data)), out / workflow.PROFILE_FILE
             assert network is not None
+            assert chosen is not None
             measured = workflow.measure(network, str(model), calibration, chosen, effort, workflow.checkpoint_of(kept))
             measured.save(kept)
         allocation = choose(measured, budget, max_drop=max_drop, hardware=chosen, granularity=granularity, seed=seed)
@@ -73,12 +74,15 @@ def _check_request(
     model: str | None,
     data: str | None,
     profile: Path | None,
+    hardware: str | None,
     validate: str | None,
 ) -> None:
     if (budget is None) == (max_drop is None):
         raise BudgetError("Give either --budget, such as '15x', or --max-drop, such as 0.02.")
     if profile is None and (model is None or data is None):
         raise ModelError("Give MODEL and --data to profile a model, or --profile with a saved profile.")
+    if profile is None and hardware is None:
+        raise HardwareError("Give --hardware, a preset name or TOML file: 'precalloc hardware' lists the presets.")
     if profile is not None and data is not None:
         raise ModelError("Give either --profile or --data: the profile already holds what calibration data tells.")
     if validate is not None and model is None:

@@ -18,6 +18,9 @@ Calibration = Annotated[str, typer.Option(help="Calibration data: .npz, .safeten
 OptionalCalibration = Annotated[str | None, typer.Option("--data", help="Calibration data, to profile MODEL first.")]
 ProfileFile = Annotated[Path | None, typer.Option(help="Profile that 'precalloc profile' wrote.")]
 HardwareName = Annotated[str, typer.Option(help="Preset name or TOML file; see 'precalloc hardware'.")]
+OptionalHardware = Annotated[
+    str | None, typer.Option(help="As for 'profile'; with --profile, by default the one that was profiled for.")
+]
 OneGranularity = Annotated[Granularity, typer.Option(help="One K per layer or per channel.")]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples at a time; bounds the memory.")]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from precalloc.hardware import NoiseKind
+from precalloc.hardware import Hardware, NoiseKind
 from precalloc.network.checkpoints import Arrays
 from precalloc.network.curvature import BatchSums, ChannelSlots, channel_sum, curvature_terms, sampled_loss
 from precalloc.network.data import Batch, model_device
@@ -164,7 +164,7 @@ class Measurement:
             for name, count in self.surveyed.items()
         )
 
-    def profile(self, provenance: Provenance) -> Profile:
+    def profile(self, hardware: Hardware, provenance: Provenance) -> Profile:
         """The profile of all batches so far."""
         sites, examples = self.sites(), self.totals["examples"]
         factors = {kind: np.array([self._site_factor(kind, site) for site in sites]) for kind in self.options.kinds}
@@ -178,6 +178,7 @@ class Measurement:
             noise_variance={kind: spread[kind] * self._mean_variance(kind, sites) for kind in self.options.kinds},
             clean_accuracy=self.totals["right"] / examples,
             clean_loss=self.totals["loss"] / examples,
+            hardware=hardware,
             provenance=provenance,
             margins=self._margin_table(factors, spread) if self.margins else None,
         )

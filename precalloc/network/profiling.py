@@ -48,7 +48,8 @@ def profile(
         Calibration data, as `precalloc.network.data.as_data` takes it. Without labels the model's own predictions are
         the reference.
     hardware
-        Says which noise kinds to measure. Their strengths are applied on use, so the profile serves others as well.
+        Says which noise kinds to measure, and is what allocations are for by default. Strengths are applied on use, so
+        the profile serves other hardware of these kinds as well.
     seed
         Of the drawn labels and signs; the same seed gives the same profile bit for bit on one machine.
     batch_size
@@ -99,7 +100,7 @@ def profile(
         range_percentile=range_percentile,
         versions={"python": platform.python_version(), "torch": torch.__version__, "precalloc": __version__},
     )
-    return measurement.profile(provenance)
+    return measurement.profile(hardware, provenance)
 
 
 def _run(model: nn.Module, data: Data, measurement: Measurement, keeper: Checkpoint, progress: Progress) -> None:
