@@ -1,8 +1,9 @@
-"""What noise simulation says about accuracy, with intervals that cover examples and noise draws."""
+"""What noise simulation says about score and loss, with intervals that cover examples and noise draws."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,52 @@ import numpy.typing as npt
 
 from precalloc.intervals import NORMAL_QUANTILE, paired, wilson
 
+Values = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class SimulatedLoss:
+    """Loss under simulated noise, with 95 % intervals; per token for language models, nats for cross-entropy.
+
+    Parameters
+    ----------
+    loss, loss_low, loss_high
+        Mean over examples and noise seeds.
+    clean_loss
+        Without noise, on the same examples.
+    increase, increase_low, increase_high
+        Noisy minus clean, paired per example: the damage.
+    per_seed
+        Loss of each noise seed.
+    """
+
+    loss: float
+    loss_low: float
+    loss_high: float
+    clean_loss: float
+    increase: float
+    increase_low: float
+    increase_high: float
+    per_seed: tuple[float, ...]
+
+    @classmethod
+    def from_losses(cls, losses: Values, clean: Values, weight: Values | None = None) -> SimulatedLoss:
+        """Summarise losses (seeds, n), those without noise (n,), and how much every example counts (n,)."""
+        noisy, increase = _linearised(losses, weight), _linearised(losses - clean, weight)
+        return cls(
+            *_mean_interval(noisy),
+            float(_linearised(np.asarray(clean)[None], weight).mean()),
+            *_mean_interval(increase),
+            tuple(noisy.mean(axis=1).tolist()),
+        )
+
 
 @dataclass(frozen=True)
 class SimulatedAccuracy:
-    """Accuracy under simulated noise; shares of the examples, ``low`` and ``high`` ends of 95 % intervals.
+    """Score under simulated noise; ``low`` and ``high`` are the ends of 95 % intervals.
+
+    The score is the share of the examples (or tokens) that is right, or a user's metric. Where the task has none, as in
+    regression, the figures are NaN, and ``loss`` tells.
 
     Parameters
     ----------
@@ -28,6 +71,10 @@ class SimulatedAccuracy:
         Accuracy of each noise seed.
     examples, seeds
         How many of each.
+    loss
+        Loss of the same runs.
+    task, score
+        What the network is for, and what the score is called: "accuracy", "agreement" without labels, ...
     """
 
     accuracy: float
@@ -40,41 +87,86 @@ class SimulatedAccuracy:
     per_seed: tuple[float, ...]
     examples: int
     seeds: int
+    loss: SimulatedLoss | None = None
+    task: str = "classification"
+    score: str = "accuracy"
 
     @classmethod
-    def from_outcomes(cls, correct: npt.NDArray[np.bool_], clean_correct: npt.NDArray[np.bool_]) -> SimulatedAccuracy:
+    def from_outcomes(
+        cls,
+        correct: npt.NDArray[Any],
+        clean_correct: npt.NDArray[Any],
+        weight: Values | None = None,
+        *,
+        loss: SimulatedLoss | None = None,
+        task: str = "classification",
+        score: str = "accuracy",
+        is_share: bool = True,
+    ) -> SimulatedAccuracy:
         """Summarise which examples came out right.
 
         Parameters
         ----------
         correct : (seeds, n)
-            Whether example n is right under noise seed s.
+            Whether example n is right under noise seed s, or its score.
         clean_correct : (n,)
-            Whether it is right without noise.
+            The same without noise.
+        weight : (n,)
+            How much every example counts; all the same by default.
+        is_share
+            Whether scores lie between 0 and 1.
         """
-        outcomes = np.asarray(correct, dtype=float)
+        outcomes, clean = np.asarray(correct, dtype=float), np.asarray(clean_correct, dtype=float)
         assert outcomes.ndim == 2
         assert outcomes.size > 0
-        assert outcomes.shape[1:] == np.shape(clean_correct)
-        seeds, examples = outcomes.shape
-        lost = np.asarray(clean_correct, dtype=float) - outcomes
-        accuracy, drop = float(outcomes.mean()), float(lost.mean())
-        accuracy_interval = wilson(accuracy, *_variance_size_quantile(outcomes))
-        drop_interval = paired(drop, *_variance_size_quantile(lost))
+        assert outcomes.shape[1:] == clean.shape
+        right, lost = _linearised(outcomes, weight), _linearised(clean - outcomes, weight)
         return cls(
-            accuracy,
-            *accuracy_interval,
-            clean_accuracy=float(np.mean(clean_correct)),
-            drop=drop,
-            drop_low=drop_interval[0],
-            drop_high=drop_interval[1],
-            per_seed=tuple(outcomes.mean(axis=1).tolist()),
-            examples=examples,
-            seeds=seeds,
+            *(_share_interval(right, wilson) if is_share else _mean_interval(right)),
+            float(_linearised(clean[None], weight).mean()),
+            *(_share_interval(lost, paired) if is_share else _mean_interval(lost)),
+            per_seed=tuple(right.mean(axis=1).tolist()),
+            examples=outcomes.shape[1],
+            seeds=outcomes.shape[0],
+            loss=loss,
+            task=task,
+            score=score,
         )
 
 
-def _variance_size_quantile(values: npt.NDArray[np.floating[Any]]) -> tuple[float, int, float]:
+def _linearised(values: Values, weight: Values | None) -> Values:
+    """Values (seeds, n) whose plain mean is the weighted mean R of ``values``, and its variance that of the ratio.
+
+    R + w_n (x_n - R) / mean(w): the first-order expansion of sum w x / sum w (Cochran, "Sampling Techniques", 1977,
+    section 6.4).
+    """
+    values = np.asarray(values, dtype=float)
+    if weight is None or np.all(weight == weight[0]):
+        return values
+    share = weight / weight.mean()
+    ratio = float((values * share).mean())
+    linearised: Values = ratio + share * (values - ratio)
+    return linearised
+
+
+def _share_interval(
+    values: Values, interval: Callable[[float, float, int, float], tuple[float, float]]
+) -> tuple[float, float, float]:
+    mean = float(values.mean())
+    return mean, *interval(mean, *_variance_size_quantile(values))
+
+
+def _mean_interval(values: Values) -> tuple[float, float, float]:
+    """Mean of (seeds, n) with Student's interval over both."""
+    mean = float(values.mean())
+    if math.isnan(mean):
+        return math.nan, math.nan, math.nan
+    variance, _, quantile = _variance_size_quantile(values)
+    half = quantile * math.sqrt(variance)
+    return mean, mean - half, mean + half
+
+
+def _variance_size_quantile(values: Values) -> tuple[float, int, float]:
     """Variance of the grand mean of a two-way table (seeds, n), its number of examples and its Student quantile.
 
     Examples and seeds are both random effects: a seed's noise may be common to all examples (weight noise), an

@@ -89,7 +89,10 @@ class MarginTable:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a profile comes from: enough to repeat it and to notice that it belongs to something else."""
+    """Where a profile comes from: enough to repeat it and to notice that it belongs to something else.
+
+    ``task`` is what the network is for, and ``score`` the name of its score; empty where it has none.
+    """
 
     model: str
     model_hash: str
@@ -99,6 +102,8 @@ class Provenance:
     estimator: str
     seed: int
     range_percentile: float
+    task: str = "classification"
+    score: str = "accuracy"
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -107,7 +112,8 @@ class Profile:
     """Sensitivity of a network to MAC noise, per channel and noise kind, at unit noise and K = 1.
 
     ``damage`` is s_u = 1/2 sum_i E_x[v_i(x) h_i(x)] with v_i the unit variance, in units of the loss
-    (nats for cross-entropy). Channels of all sites stand one after the other in the order of ``sites``.
+    (nats for cross-entropy; for language models per token). Channels of all sites stand one after the other in the
+    order of ``sites``.
 
     Parameters
     ----------
@@ -122,7 +128,8 @@ class Profile:
     noise_variance : kind -> (channels,)
         Mean variance of an output element at unit noise and K = 1, for the noise bits.
     clean_accuracy
-        Share of the profiled examples that the noiseless model has right (1 without labels).
+        Mean score of the noiseless model: the share of the profiled examples (or tokens) that it has right, 1 without
+        labels; NaN where the task has no score.
     clean_loss
         Mean loss of the noiseless model.
     hardware
@@ -188,7 +195,7 @@ def _header(profile: Profile) -> dict[str, Any]:
         "version": VERSION,
         "kinds": list(profile.kinds),
         "sites": [asdict(site) for site in profile.sites],
-        "clean_accuracy": profile.clean_accuracy,
+        "clean_accuracy": None if math.isnan(profile.clean_accuracy) else profile.clean_accuracy,
         "clean_loss": profile.clean_loss,
         "hardware": profile.hardware.to_dict(),
         "provenance": asdict(profile.provenance),
@@ -266,7 +273,7 @@ def _profile(path: Path, file: Mapping[str, FloatArray], header: Mapping[str, An
     per_kind = {name: {kind: file[f"{name}/{kind}"] for kind in kinds} for name in _PER_KIND}
     return Profile(
         sites=tuple(Site(**site) for site in header["sites"]),
-        clean_accuracy=header["clean_accuracy"],
+        clean_accuracy=math.nan if header["clean_accuracy"] is None else header["clean_accuracy"],
         clean_loss=header["clean_loss"],
         hardware=Hardware.from_dict(header["hardware"], f"in {path}"),
         provenance=Provenance(**header["provenance"]),

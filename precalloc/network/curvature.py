@@ -6,9 +6,10 @@ to second order,
     damage = 1/2 sum_i E_x[ v_i(x) h_i(x) ],    h_i = E_{t ~ p(.|x)}[ (d loss(t) / d y_i)^2 ],
 
 with labels t drawn from the model's own predictive distribution (Martens 2020, "New insights and perspectives on the
-natural gradient method", section 9). One forward and one backward pass give h for every product at once. Noise on a
-weight w needs (d loss / d w)^2 per example; with every example's loss multiplied by a random sign, the square of the
-batch gradient is unbiased for the sum of the examples' squares.
+natural gradient method", section 9); `precalloc.network.criteria` has the like for other losses. One forward and one
+backward pass give h for every product at once. Noise on a weight w needs (d loss / d w)^2 per example; with every
+example's loss multiplied by a random sign, the square of the batch gradient is unbiased for the sum of the examples'
+squares.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from precalloc.hardware import NoiseKind
 from precalloc.network.observation import Call
@@ -53,14 +53,6 @@ class ChannelSlots:
     def of(self, site: str) -> slice:
         """The site's channels."""
         return slice(self.start[site], self.start[site] + self.channels[site])
-
-
-def sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Sum over examples of +-cross-entropy against a label drawn from the model, with a random sign each."""
-    probabilities = logits.detach().softmax(-1)
-    labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
-    signs = torch.randint(0, 2, labels.shape, generator=generator, device=logits.device) * 2 - 1
-    return (F.cross_entropy(logits, labels, reduction="none") * signs).sum()
 
 
 def curvature_terms(
@@ -106,32 +98,32 @@ def channel_sum(values: Tensor, call: Call) -> Tensor:
 class BatchSums:
     """Sums over batches that give a mean per example and its standard error; additive, so passes resume and merge.
 
-    Batches of b_k examples with sums v_k: mean m = sum v_k / sum b_k, and the ratio estimator's
-    Var(m) = G / (G - 1) sum_k (v_k - b_k m)^2 / (sum b_k)^2 over G batches.
+    Batches of weight b_k (their examples, or tokens) with sums v_k: mean m = sum v_k / sum b_k, and the ratio
+    estimator's Var(m) = G / (G - 1) sum_k (v_k - b_k m)^2 / (sum b_k)^2 over G batches.
     """
 
     def __init__(self, size: int) -> None:
         self.arrays = {name: np.zeros(size) for name in ("value", "square", "weighted")}
-        self.counts = np.zeros(3)  # batches, examples, examples^2
+        self.counts = np.zeros(3)  # batches, weights, weights^2
 
-    def add(self, values: FloatArray, examples: int) -> None:
+    def add(self, values: FloatArray, weight: float) -> None:
         """Take in the sum of one batch."""
         self.arrays["value"] += values
         self.arrays["square"] += values**2
-        self.arrays["weighted"] += values * examples
-        self.counts += (1, examples, examples**2)
+        self.arrays["weighted"] += values * weight
+        self.counts += (1, weight, weight**2)
 
     def mean(self) -> FloatArray:
-        """Mean per example."""
+        """Mean per unit of weight."""
         mean: FloatArray = self.arrays["value"] / self.counts[1]
         return mean
 
     def error(self) -> FloatArray:
         """Standard error of the mean; NaN where a single batch cannot tell."""
-        groups, examples, squares = self.counts
+        groups, weight, squares = self.counts
         if groups < 2:
             return np.full_like(self.arrays["value"], np.nan)
         mean = self.mean()
         spread = self.arrays["square"] - 2 * mean * self.arrays["weighted"] + mean**2 * squares
-        error: FloatArray = np.sqrt(np.maximum(spread, 0.0) * groups / (groups - 1)) / examples
+        error: FloatArray = np.sqrt(np.maximum(spread, 0.0) * groups / (groups - 1)) / weight
         return error

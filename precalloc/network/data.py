@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec
+from torch import Tensor
 
 from precalloc.errors import DataError
 
@@ -22,10 +20,14 @@ LABEL_NAMES = ("y", "labels", "label")
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of some examples, by the names that the data gives them, and their labels where there are any."""
+    """Consecutive examples: inputs by the names that the data gives them, and labels where there are any.
+
+    ``start`` is the index of the first of them in the data.
+    """
 
     inputs: dict[str, Tensor]
     labels: Tensor | None
+    start: int = 0
 
     @property
     def size(self) -> int:
@@ -37,6 +39,7 @@ class Batch:
         return Batch(
             {name: value[:count] for name, value in self.inputs.items()},
             None if self.labels is None else self.labels[:count],
+            self.start,
         )
 
 
@@ -83,6 +86,7 @@ class ArrayData:
             yield Batch(
                 {name: value[chosen] for name, value in self.inputs.items()},
                 None if self.labels is None else self.labels[chosen],
+                start,
             )
 
 
@@ -208,69 +212,6 @@ def _batch_arrays(batch: object) -> dict[str, Any]:
         inputs, labels = batch
         return {**(dict(inputs) if isinstance(inputs, Mapping) else {"x": inputs}), "y": labels}
     raise DataError(f"A batch of type {type(batch).__name__} cannot be read. Yield (inputs, labels) or arrays by name.")
-
-
-def call_model(model: nn.Module, batch: Batch) -> Tensor:
-    """Run the model on a batch, on the model's device, and return its logits (examples, classes).
-
-    Raises
-    ------
-    DataError
-        If the model does not take the inputs.
-    ModelError
-        If no logits can be found in the output.
-    """
-    device = model_device(model)
-    inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-    args, kwargs = _arguments(model, inputs)
-    try:
-        output = model(*args, **kwargs)
-    except (TypeError, RuntimeError, IndexError, ValueError, AssertionError) as error:
-        shapes = {name: tuple(value.shape) for name, value in inputs.items()}
-        raise DataError(f"The model does not take inputs {shapes}: {str(error).splitlines()[0]}") from error
-    return logits_of(output)
-
-
-def _arguments(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Inputs by name where the forward has the names, else in order."""
-    if not set(inputs) <= _forward_parameters(model):
-        return list(inputs.values()), {}
-    spec = getattr(model, "_in_spec", None)
-    if not isinstance(spec, TreeSpec):
-        return [], inputs
-    # An exported program takes by keyword only what was a keyword when it was exported.
-    keywords = set(spec.child(1).context)
-    positional = [name for name in inspect.signature(model.forward).parameters if name in inputs.keys() - keywords]
-    return [inputs[name] for name in positional], {name: inputs[name] for name in inputs if name in keywords}
-
-
-def model_device(model: nn.Module) -> torch.device:
-    """Device of the model's first parameter or buffer."""
-    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-
-
-def _forward_parameters(model: nn.Module) -> set[str]:
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {name for name, parameter in inspect.signature(model.forward).parameters.items() if parameter.kind in kinds}
-
-
-def logits_of(output: object) -> Tensor:
-    """Find the logits in a model's output: a tensor, ``.logits``, ``["logits"]`` or the first of a tuple."""
-    from precalloc.errors import ModelError
-
-    found: object = output
-    if isinstance(output, Mapping):
-        found = output.get("logits", next(iter(output.values()), None))
-    elif hasattr(output, "logits"):
-        found = output.logits
-    elif isinstance(output, tuple | list) and output:
-        found = output[0]
-    if not isinstance(found, Tensor) or found.dim() != 2:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ModelError(
-            f"The model's output ({shape}) holds no logits of shape (examples, classes). Wrap its forward."
-        )
-    return found
 
 
 def data_hash(data: Data) -> str:

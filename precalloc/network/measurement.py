@@ -9,18 +9,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from precalloc.hardware import Hardware, NoiseKind
 from precalloc.network.checkpoints import Arrays
-from precalloc.network.curvature import BatchSums, ChannelSlots, channel_sum, curvature_terms, sampled_loss
-from precalloc.network.data import Batch, model_device
+from precalloc.network.curvature import BatchSums, ChannelSlots, channel_sum, curvature_terms
+from precalloc.network.data import Batch
+from precalloc.network.draws import ExampleDraws
+from precalloc.network.forward import model_device
 from precalloc.network.margins import margin_covariance, strongest_margins
 from precalloc.network.observation import Call, Layout, record
 from precalloc.network.operators import Product
 from precalloc.network.ranges import TailRange
 from precalloc.network.sites import SiteCounts
 from precalloc.network.state import seeded_generator
+from precalloc.network.tasks import Task
 from precalloc.profiles import FloatArray, MarginTable, Profile, Provenance, Site
 
 # Random changes of every weight that estimate the margins' covariance under weight noise.
@@ -50,6 +52,8 @@ class Measurement:
     ----------
     options
         What to measure.
+    task
+        How the network is run and judged.
     surveyed
         Counts of every site in a batch of ``surveyed_examples``, in order of execution.
     layouts
@@ -61,12 +65,13 @@ class Measurement:
     def __init__(
         self,
         options: Options,
+        task: Task,
         surveyed: dict[str, SiteCounts],
         surveyed_examples: int,
         layouts: Sequence[Layout],
         examples: int,
     ) -> None:
-        self.options, self.surveyed, self.layouts = options, surveyed, layouts
+        self.options, self.task, self.surveyed, self.layouts = options, task, surveyed, layouts
         self.surveyed_examples = surveyed_examples
         self.slots = ChannelSlots.of_sites({name: count.channels for name, count in surveyed.items()})
         self.prediction_examples = min(options.prediction_examples, examples)
@@ -80,31 +85,39 @@ class Measurement:
         self.weight_range = np.ones(self.slots.total)
         self.mean_square = np.ones(self.slots.total)
         self.fields = {key: np.zeros(self.slots.total) for key in ("x_energy", "shot")}
-        self.totals = {"examples": 0.0, "batches": 0.0, "right": 0.0, "loss": 0.0}
+        self.totals = {"examples": 0.0, "batches": 0.0, "weight": 0.0, "score": 0.0, "loss": 0.0}
         self.margins: list[FloatArray] = []
         self.site_covariance: dict[NoiseKind, list[FloatArray]] = {kind: [] for kind in options.kinds}
         self.channel_covariance: dict[NoiseKind, list[FloatArray]] = {kind: [] for kind in options.kinds}
 
     def take(self, model: nn.Module, batch: Batch) -> None:
         """Measure one batch."""
-        generator = seeded_generator(model_device(model), self.options.seed, int(self.totals["batches"]))
+        device = model_device(model)
+        generator = seeded_generator(device, self.options.seed, int(self.totals["batches"]))
+        draws = ExampleDraws(self.options.seed, batch.start, batch.size, device)
         follow = min(batch.size, self.prediction_examples - int(self.totals["examples"]))
         predicts = self.options.margins > 0 and follow > 0
         probes = _WEIGHT_PROBES if predicts and NoiseKind.WEIGHT in self.options.kinds else 0
-        logits, calls = record(model, batch, probes, generator, self._observe)
-        reference = logits.argmax(1) if batch.labels is None else batch.labels.to(logits.device).long()
+        output, calls = record(model, batch, self.task.forward, probes, generator, self._observe)
+        reference = self.task.reference(output, batch)
         if predicts:
-            self._follow_margins(logits, reference, calls, follow)
-        terms = curvature_terms(sampled_loss(logits, generator), calls, self.slots, self.options.kinds)
-        for kind, term in terms.items():
+            self._follow_margins(output, reference, calls, follow)
+        weight = self.task.weight(output, reference)
+        loss = self.task.sampled_loss(output, reference, draws)
+        for kind, term in curvature_terms(loss, calls, self.slots, self.options.kinds).items():
             values = term.numpy()
-            self.damage[kind].add(values, batch.size)
-            self.site_damage[kind].add(self.slots.sum_sites(values * self._channel_factor(kind)), batch.size)
+            self.damage[kind].add(values, float(weight.sum()))
+            self.site_damage[kind].add(self.slots.sum_sites(values * self._channel_factor(kind)), float(weight.sum()))
         self._add_fields(calls)
-        self.totals["examples"] += batch.size
+        self._add_totals(output.detach(), reference, weight)
+
+    def _add_totals(self, output: Tensor, reference: object, weight: Tensor) -> None:
+        score = self.task.score(output, reference)
+        self.totals["examples"] += len(output)
         self.totals["batches"] += 1
-        self.totals["right"] += float((logits.argmax(1) == reference).sum())
-        self.totals["loss"] += float(F.cross_entropy(logits.detach(), reference, reduction="sum"))
+        self.totals["weight"] += float(weight.sum())
+        self.totals["score"] += float("nan") if score is None else float((score * weight).sum())
+        self.totals["loss"] += float((self.task.loss(output, reference) * weight).sum())
 
     def _observe(self, site: str, product: Product, y: Tensor) -> None:
         self.ranges[site, "inputs"].update(product.x)
@@ -166,7 +179,7 @@ class Measurement:
 
     def profile(self, hardware: Hardware, provenance: Provenance) -> Profile:
         """The profile of all batches so far."""
-        sites, examples = self.sites(), self.totals["examples"]
+        sites, weight = self.sites(), self.totals["weight"]
         factors = {kind: np.array([self._site_factor(kind, site) for site in sites]) for kind in self.options.kinds}
         spread = {kind: self.slots.repeat_sites(factor) for kind, factor in factors.items()}
         channel_scale = {kind: 0.5 * spread[kind] * self._channel_factor(kind) for kind in self.options.kinds}
@@ -176,8 +189,8 @@ class Measurement:
             damage_error={kind: channel_scale[kind] * sums.error() for kind, sums in self.damage.items()},
             site_damage_error={kind: 0.5 * factors[kind] * sums.error() for kind, sums in self.site_damage.items()},
             noise_variance={kind: spread[kind] * self._mean_variance(kind, sites) for kind in self.options.kinds},
-            clean_accuracy=self.totals["right"] / examples,
-            clean_loss=self.totals["loss"] / examples,
+            clean_accuracy=self.totals["score"] / weight,
+            clean_loss=self.totals["loss"] / weight,
             hardware=hardware,
             provenance=provenance,
             margins=self._margin_table(factors, spread) if self.margins else None,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from precalloc.network.data import Batch, call_model
+from precalloc.network.data import Batch
+from precalloc.network.forward import Forward
 from precalloc.network.interception import intercept
 from precalloc.network.operators import Product
 
@@ -102,18 +103,19 @@ class Recorder:
 def record(
     model: nn.Module,
     batch: Batch,
+    forward: Forward,
     probes: int = 0,
     generator: torch.Generator | None = None,
     observe: Observer | None = None,
 ) -> tuple[Tensor, list[Call]]:
-    """Run the model with gradients; return its logits and its products in order of execution.
+    """Run the model with gradients; return its output and its products in order of execution.
 
     ``probes`` random changes of every weight come from ``generator``; ``observe(site, product, y)`` sees every call.
     """
     recorder = Recorder(probes, generator, observe)
     with torch.enable_grad(), intercept(model, recorder):
-        logits = call_model(model, batch)
-    return logits, recorder.calls
+        output = forward(model, batch)
+    return output, recorder.calls
 
 
 def output_gradients(target: Tensor, calls: Sequence[Call], keep_graph: bool = False) -> list[Tensor | None]:
@@ -146,16 +148,17 @@ def _positions(call: Call) -> list[int]:
     return [axis + len(call.shape) for axis in call.channel_axes or ()]
 
 
-def find_layouts(model: nn.Module, batch: Batch) -> list[Layout | None]:
-    """Find, per call, how its output numbers the examples: only their own part can move the first example's logits.
+def find_layouts(model: nn.Module, batch: Batch, forward: Forward) -> list[Layout | None]:
+    """Find, per call, how its output numbers the examples: only their own part can move the first example's output.
 
     None where no layout fits, because the model mixes examples.
     """
     examples = batch.size
-    logits, calls = record(model, batch)
-    # A fixed direction that no symmetry of the logits (their sum, their mean) can annihilate.
-    direction = torch.linspace(1.0, 2.0, logits.shape[1], device=logits.device) ** 2
-    gradients = output_gradients((logits[0] * direction).sum(), calls)
+    output, calls = record(model, batch, forward)
+    first = output[0].flatten()
+    # A fixed direction that no symmetry of logits (their sum, their mean) can annihilate.
+    direction = torch.linspace(1.0, 2.0, len(first), device=output.device) ** 2
+    gradients = output_gradients((first * direction).sum(), calls)
     return [_layout(call, gradient, examples) for call, gradient in zip(calls, gradients, strict=True)]
 
 

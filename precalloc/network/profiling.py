@@ -6,19 +6,22 @@ import platform
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from precalloc import __version__
-from precalloc.errors import DataError, ModelError
+from precalloc.errors import ModelError
 from precalloc.hardware import Hardware
 from precalloc.network.checkpoints import Checkpoint
-from precalloc.network.data import Batch, Data, as_data, call_model, data_hash
+from precalloc.network.criteria import Classification, LossFn, MetricFn, check_classes
+from precalloc.network.data import Batch, Data, as_data, data_hash
 from precalloc.network.folding import fold_batch_norm
+from precalloc.network.forward import Forward, ForwardFn
 from precalloc.network.measurement import Measurement, Options
 from precalloc.network.models import check_model, model_hash
 from precalloc.network.observation import Layout, find_layouts
 from precalloc.network.sites import require_coverage, require_deterministic, survey
 from precalloc.network.state import untouched
+from precalloc.network.tasks import Task, resolve_task
 from precalloc.profiles import Profile, Provenance
 from precalloc.progress import Progress, silent
 
@@ -28,6 +31,11 @@ def profile(
     data: object,
     hardware: Hardware,
     *,
+    task: Task | str | None = None,
+    forward_fn: ForwardFn | None = None,
+    loss_fn: LossFn | None = None,
+    metric_fn: MetricFn | None = None,
+    output: str | int | None = None,
     seed: int = 0,
     batch_size: int = 32,
     margins: int = 3,
@@ -43,19 +51,23 @@ def profile(
     Parameters
     ----------
     model
-        Trained classifier; any ``nn.Module``. It is run in evaluation mode and left as it was.
+        Any trained ``nn.Module``. It is run in evaluation mode and left as it was.
     data
         Calibration data, as `precalloc.network.data.as_data` takes it. Without labels the model's own predictions are
         the reference.
     hardware
         Says which noise kinds to measure, and is what allocations are for by default. Strengths are applied on use, so
         the profile serves other hardware of these kinds as well.
+    task, forward_fn, loss_fn, metric_fn, output
+        What the network is for, as `precalloc.network.tasks.resolve_task` takes it; told from output and labels where
+        nothing is said.
     seed
         Of the drawn labels and signs; the same seed gives the same profile bit for bit on one machine.
     batch_size
         Examples at a time; bounds the memory.
     margins
-        Class margins an example to follow for prediction; 0 leaves prediction out.
+        Class margins an example to follow for prediction; 0 leaves prediction out, as do tasks without classes an
+        example: for them the loss is predicted.
     prediction_examples
         Examples in the prediction tables.
     range_percentile
@@ -78,15 +90,18 @@ def profile(
     check_model(model)
     with untouched(model):
         first = next(source.batches(batch_size))
-        ready, _ = fold_batch_norm(model, lambda m: call_model(m, first))
-        counts, uncovered, _ = survey(ready, first)
+        judged = resolve_task(task, model, first, forward_fn, loss_fn, metric_fn, output)
+        ready, _ = fold_batch_norm(model, lambda m: judged.forward.run(m, first))
+        counts, uncovered, _ = survey(ready, first, judged.forward)
         require_coverage(counts, uncovered, allow_uncovered)
-        logits = require_deterministic(ready, first)
-        _check_labels(source, logits.shape[1])
-        margins = min(margins, logits.shape[1] - 1)
+        found = require_deterministic(ready, first, judged.forward)
+        judged.require_sound(found, first)
+        _check_labels(source, judged, found)
+        margins = min(margins, found.shape[1] - 1) if judged.has_margins else 0
         options = Options(hardware.kinds, seed, batch_size, margins, prediction_examples, range_percentile)
-        measurement = Measurement(options, counts, first.size, _layouts(ready, first), source.examples)
-        keeper = Checkpoint(checkpoint, f"{model_hash(model)} {data_hash(source)} {options}")
+        layouts = _layouts(ready, first, judged.forward)
+        measurement = Measurement(options, judged, counts, first.size, layouts, source.examples)
+        keeper = Checkpoint(checkpoint, f"{model_hash(model)} {data_hash(source)} {judged.name} {options}")
         with keeper.running(measurement.state, measurement.restore):
             _run(ready, source, measurement, keeper, progress)
     provenance = Provenance(
@@ -95,6 +110,8 @@ def profile(
         data_hash=data_hash(source),
         examples=source.examples,
         labelled=source.labelled,
+        task=judged.name,
+        score=judged.score_name(source.labelled),
         estimator="curvature",
         seed=seed,
         range_percentile=range_percentile,
@@ -113,27 +130,20 @@ def _run(model: nn.Module, data: Data, measurement: Measurement, keeper: Checkpo
         progress(int(measurement.totals["examples"]), data.examples, "profiling")
 
 
-def _check_labels(data: Data, classes: int) -> None:
-    if not data.labelled:
+def _check_labels(data: Data, task: Task, output: Tensor) -> None:
+    """Find labels that are no classes before the work and not amidst it."""
+    if not data.labelled or not isinstance(task.criterion, Classification):
         return
     labels = torch.cat([part.labels for part in data.batches(4096) if part.labels is not None])
-    if labels.dim() != 1 or labels.is_floating_point():
-        raise DataError(
-            f"Labels have shape {tuple(labels.shape)}, type {labels.dtype}. Give one class index an example."
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise DataError(
-            f"Labels run from {low} to {high}, but the model has classes 0 to {classes - 1}. Check the data."
-        )
+    check_classes(labels, labels.shape[:1], output.shape[1])
 
 
-def _layouts(model: nn.Module, batch: Batch) -> list[Layout]:
-    found = find_layouts(model, batch.take(3))
+def _layouts(model: nn.Module, batch: Batch, forward: Forward) -> list[Layout]:
+    found = find_layouts(model, batch.take(3), forward)
     layouts = [layout for layout in found if layout is not None]
     if len(layouts) < len(found):
         raise ModelError(
-            "The model mixes the examples of a batch: one example's input changes another's logits. "
+            "The model mixes the examples of a batch: one example's input changes another's output. "
             "Profile it with batch_size=1, or take out what couples them."
         )
     return layouts

@@ -1,30 +1,35 @@
-"""`validate`: accuracy under simulated noise, over several draws of it."""
+"""`validate`: score and loss under simulated noise, over several draws of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from precalloc.accuracy import SimulatedAccuracy
+from precalloc.accuracy import SimulatedAccuracy, SimulatedLoss
 from precalloc.allocation import Allocation
 from precalloc.errors import KMapError
 from precalloc.kmaps import KMap
 from precalloc.network.checkpoints import Arrays, Checkpoint
-from precalloc.network.data import Data, as_data, call_model, data_hash, model_device
+from precalloc.network.criteria import LossFn, MetricFn
+from precalloc.network.data import Data, as_data, data_hash
 from precalloc.network.folding import fold_batch_norm
+from precalloc.network.forward import ForwardFn, model_device
 from precalloc.network.interception import ProductHandler, intercept
 from precalloc.network.models import check_model, model_hash
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.sites import SiteCounts, survey
 from precalloc.network.state import untouched
+from precalloc.network.tasks import Task, resolve_task
 from precalloc.progress import Progress, silent
 
-Outcomes = npt.NDArray[np.bool_]
+Values = npt.NDArray[np.float64]
 
 
 def validate(
@@ -32,13 +37,18 @@ def validate(
     data: object,
     plan: KMap | Allocation,
     *,
+    task: Task | str | None = None,
+    forward_fn: ForwardFn | None = None,
+    loss_fn: LossFn | None = None,
+    metric_fn: MetricFn | None = None,
+    output: str | int | None = None,
     seeds: int = 8,
     seed: int = 0,
     batch_size: int = 128,
     progress: Progress = silent,
     checkpoint: Path | None = None,
 ) -> SimulatedAccuracy:
-    """Simulate a K map's noise and count what the network still gets right.
+    """Simulate a K map's noise: what the network still gets right, and its loss.
 
     Every noise seed is one device: its weight errors are drawn once and stay for all examples; the other noises are
     drawn anew for every operation. Without labels the noiseless predictions are the reference.
@@ -51,6 +61,8 @@ def validate(
         Evaluation data that K was not chosen on, as `precalloc.network.data.as_data` takes it.
     plan
         K map or allocation.
+    task, forward_fn, loss_fn, metric_fn, output
+        As for `precalloc.profile`.
     seeds
         Number of noise seeds; ``seed`` is where they start.
     progress
@@ -68,15 +80,16 @@ def validate(
     check_model(model)
     with untouched(model), torch.no_grad():
         first = next(source.batches(batch_size))
-        ready, _ = fold_batch_norm(model, lambda m: call_model(m, first))
-        counts, _, _ = survey(ready, first)
+        judged = resolve_task(task, model, first, forward_fn, loss_fn, metric_fn, output)
+        ready, _ = fold_batch_norm(model, lambda m: judged.forward.run(m, first))
+        counts, _, _ = survey(ready, first, judged.forward)
         _require_fit(kmap, counts)
-        run = _Simulation(ready, source, kmap, seed, batch_size, seeds)
-        identity = f"{model_hash(model)} {data_hash(source)} {_digest(kmap)} {seed} {batch_size}"
+        run = _Simulation(ready, source, judged, kmap, seed, batch_size, seeds)
+        identity = f"{model_hash(model)} {data_hash(source)} {judged.name} {_digest(kmap)} {seed} {batch_size}"
         keeper = Checkpoint(checkpoint, identity)
         with keeper.running(run.state, run.restore):
             run.go(progress, keeper)
-    return SimulatedAccuracy.from_outcomes(np.stack(run.outcomes), run.clean)
+    return run.result()
 
 
 def _digest(kmap: KMap) -> str:
@@ -102,53 +115,70 @@ def _ignore(_: int) -> None:
 
 
 class _Simulation:
-    """Which examples come out right, seed by seed."""
+    """Score and loss of every example, seed by seed; (examples, 2)."""
 
-    def __init__(self, model: nn.Module, data: Data, kmap: KMap, seed: int, batch_size: int, seeds: int) -> None:
-        self._model, self._data, self._kmap = model, data, kmap
+    def __init__(
+        self, model: nn.Module, data: Data, task: Task, kmap: KMap, seed: int, batch_size: int, seeds: int
+    ) -> None:
+        self._model, self._data, self._task, self._kmap = model, data, task, kmap
         self._seed, self._batch_size, self._seeds = seed, batch_size, seeds
-        predictions, labels = self._predictions(None), self._labels()
-        self._reference = predictions if labels is None else labels
-        self.clean: Outcomes = predictions == self._reference
-        self.outcomes: list[Outcomes] = []
+        self._references: list[Any] = []
+        self._weights: list[Values] = []
+        self._clean = self._judge(None)
+        self._outcomes: list[Values] = []
 
     def go(self, progress: Progress, keeper: Checkpoint) -> None:
         """Simulate the seeds that are not done yet."""
         device, total = model_device(self._model), self._seeds * self._data.examples
-        for index in range(len(self.outcomes), self._seeds):
+        for index in range(len(self._outcomes), self._seeds):
             injector = NoiseInjector.of(self._kmap, self._seed + index, device)
 
             def report(done: int, before: int = index * self._data.examples) -> None:
                 progress(before + done, total, "simulating")
 
-            self.outcomes.append(self._predictions(injector, report) == self._reference)
+            self._outcomes.append(self._judge(injector, report))
             keeper.offer(self.state)
 
-    def _predictions(
-        self, handler: ProductHandler | None, report: Callable[[int], None] = _ignore
-    ) -> npt.NDArray[np.int64]:
-        predicted, done = [], 0
-        for batch in self._data.batches(self._batch_size):
-            if handler is None:
-                logits = call_model(self._model, batch)
-            else:
-                with intercept(self._model, handler):
-                    logits = call_model(self._model, batch)
-            predicted.append(logits.argmax(1).cpu().numpy())
+    def _judge(self, handler: ProductHandler | None, report: Callable[[int], None] = _ignore) -> Values:
+        """Run all examples; the first, noiseless time sets the references."""
+        judged, done = [], 0
+        for index, batch in enumerate(self._data.batches(self._batch_size)):
+            with nullcontext() if handler is None else intercept(self._model, handler):
+                output = self._task.output(self._model, batch)
+            if index == len(self._references):
+                reference = self._task.reference(output, batch)
+                self._references.append(reference)
+                self._weights.append(_array(self._task.weight(output, reference)))
+            reference = self._references[index]
+            score = self._task.score(output, reference)
+            loss = _array(self._task.loss(output, reference))
+            judged.append(np.stack([np.full_like(loss, np.nan) if score is None else _array(score), loss], 1))
             done += batch.size
             report(done)
-        return np.concatenate(predicted)
+        return np.concatenate(judged)
 
-    def _labels(self) -> npt.NDArray[np.int64] | None:
-        if not self._data.labelled:
-            return None
-        parts = [batch.labels for batch in self._data.batches(4096) if batch.labels is not None]
-        return torch.cat(parts).cpu().numpy().astype(np.int64)
+    def result(self) -> SimulatedAccuracy:
+        """Means and intervals over examples and seeds."""
+        weight, outcomes = np.concatenate(self._weights), np.stack(self._outcomes)
+        loss = SimulatedLoss.from_losses(outcomes[..., 1], self._clean[:, 1], weight)
+        return SimulatedAccuracy.from_outcomes(
+            outcomes[..., 0],
+            self._clean[:, 0],
+            weight,
+            loss=loss,
+            task=self._task.name,
+            score=self._task.score_name(self._data.labelled),
+            is_share=self._task.is_share,
+        )
 
     def state(self) -> Arrays:
         """Outcomes of the finished seeds."""
-        return {"outcomes": np.array(self.outcomes, dtype=bool).reshape(-1, self._data.examples)}
+        return {"outcomes": np.array(self._outcomes, dtype=float).reshape(-1, self._data.examples, 2)}
 
     def restore(self, arrays: Arrays) -> None:
         """Go on after the finished seeds."""
-        self.outcomes = list(arrays["outcomes"][: self._seeds])
+        self._outcomes = list(arrays["outcomes"][: self._seeds])
+
+
+def _array(values: Tensor) -> Values:
+    return values.detach().cpu().numpy().astype(np.float64)

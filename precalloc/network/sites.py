@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from precalloc.errors import CoverageError, ModelError, NondeterministicModelError
-from precalloc.network.data import Batch, as_data, call_model
+from precalloc.network.data import Batch, as_data
 from precalloc.network.folding import fold_batch_norm
+from precalloc.network.forward import Forward, ForwardFn
 from precalloc.network.interception import PRODUCT_MODULES, intercept
 from precalloc.network.models import check_model
 from precalloc.network.operators import Product
@@ -78,24 +79,30 @@ def count_call(counts: dict[str, SiteCounts], name: str, product: Product, y: Te
     counts[name].add(product, y)
 
 
-def discover(model: nn.Module, data: object, *, batch_size: int = 32) -> SiteReport:
+def discover(
+    model: nn.Module, data: object, *, batch_size: int = 32, forward_fn: ForwardFn | None = None
+) -> SiteReport:
     """Run the model on the first batch of ``data`` and list its sites and what is not covered.
+
+    ``forward_fn(model, inputs)`` runs it in the place of its own call.
 
     Raises
     ------
     ModelError, DataError
         If the model cannot be intercepted, or does not take the data.
     """
-    batch = next(as_data(data).batches(batch_size))
+    batch, forward = next(as_data(data).batches(batch_size)), Forward(forward_fn)
     check_model(model)
     with untouched(model), torch.no_grad():
-        ready, folded = fold_batch_norm(model, lambda m: call_model(m, batch))
-        counts, uncovered, never_called = survey(ready, batch)
+        ready, folded = fold_batch_norm(model, lambda m: forward.run(m, batch))
+        counts, uncovered, never_called = survey(ready, batch, forward)
     sites = tuple(count.site(name, batch.size) for name, count in counts.items())
     return SiteReport(sites, uncovered, never_called, folded)
 
 
-def survey(model: nn.Module, batch: Batch) -> tuple[dict[str, SiteCounts], tuple[Uncovered, ...], tuple[str, ...]]:
+def survey(
+    model: nn.Module, batch: Batch, forward: Forward
+) -> tuple[dict[str, SiteCounts], tuple[Uncovered, ...], tuple[str, ...]]:
     """Count the products of one forward pass, and attribute every FLOP outside them to a module and an operator."""
     run = _Survey(FlopCounterMode(display=False))
     handles = [
@@ -104,7 +111,7 @@ def survey(model: nn.Module, batch: Batch) -> tuple[dict[str, SiteCounts], tuple
     ]
     try:
         with torch.no_grad(), run.flops, intercept(model, run.on_product, run.on_other):
-            call_model(model, batch)
+            forward.run(model, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -199,8 +206,8 @@ def require_coverage(counts: Mapping[str, SiteCounts], uncovered: tuple[Uncovere
         )
 
 
-def require_deterministic(model: nn.Module, batch: Batch) -> Tensor:
-    """Run the model twice on one batch; return its logits.
+def require_deterministic(model: nn.Module, batch: Batch, forward: Forward) -> Tensor:
+    """Run the model twice on one batch; return its output.
 
     Raises
     ------
@@ -210,14 +217,14 @@ def require_deterministic(model: nn.Module, batch: Batch) -> Tensor:
         If they are not finite.
     """
     with torch.no_grad():
-        first, second = call_model(model, batch), call_model(model, batch)
+        first, second = forward(model, batch), forward(model, batch)
     if not bool(first.isfinite().all()):
-        raise ModelError("The model's logits have NaN or infinite values on the data. Check weights and input scaling.")
+        raise ModelError("The model's output has NaN or infinite values on the data. Check weights and input scaling.")
     scale = float(first.abs().max()) or 1.0
     difference = float((first - second).abs().max())
     if difference > 1e-4 * scale:
         raise NondeterministicModelError(
-            f"The model gives different logits on the same input (by {difference:.3g}). "
+            f"The model gives different outputs on the same input (by {difference:.3g}). "
             "Switch off what is random in its forward (dropout with training=True, sampling)."
         )
     return first

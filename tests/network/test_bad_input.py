@@ -86,7 +86,7 @@ def test_logits_that_are_not_finite():
         def forward(self, x):
             return self.layer(x) * torch.inf
 
-    fails(ModelError, r"logits have NaN or infinite values.*Check weights", profile, initialised(Overflow()), X, CHIP)
+    fails(ModelError, r"output has NaN or infinite values.*Check weights", profile, initialised(Overflow()), X, CHIP)
 
 
 def test_model_without_sites():
@@ -103,7 +103,7 @@ class Random(nn.Module):
 
 
 def test_model_that_gives_different_outputs():
-    pattern = r"different logits on the same input \(by [\d.e-]+\)\. Switch off"
+    pattern = r"different outputs on the same input \(by [\d.e-]+\)\. Switch off"
     fails(NondeterministicModelError, pattern, profile, initialised(Random()), X, CHIP)
 
 
@@ -143,10 +143,25 @@ class Wordless(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda y: y[:, None], lambda y: y.sum(1), lambda _: "text", lambda _: {}, lambda _: ()]
+    ("make", "pattern"),
+    [
+        (lambda y: y[:, None], r"output \(8, 1, 4\) with no labels does not tell the task.*--task"),
+        (lambda y: y.sum(1), r"output \(8,\) with no labels does not tell the task"),
+        (lambda _: "text", r"output \(str\) holds no tensor\. Give forward_fn"),
+        (lambda _: {}, r"output \(dict\) holds no tensor"),
+        (lambda _: (), r"output \(tuple\) holds no tensor"),
+        (lambda y: {"a": y, "b": y[:2]}, r"several outputs: a \(8, 4\), b \(2, 4\)\. Choose one with --output"),
+        (lambda y: (y, y), r"several outputs: 0 \(8, 4\), 1 \(8, 4\)\. Choose"),
+    ],
 )
-def test_outputs_without_logits(make):
-    fails(ModelError, r"holds no logits of shape \(examples, classes\)\. Wrap", profile, Wordless(make), X, CHIP)
+def test_outputs_without_logits(make, pattern):
+    fails(ModelError, pattern, profile, Wordless(make), X, CHIP)
+
+
+@pytest.mark.parametrize("output", ["c", 2, -3])
+def test_outputs_that_are_not_there(output):
+    model = Wordless(lambda y: {"a": y, "b": y})
+    fails(ModelError, rf"no output '{output}'\. It has: a \(8, 4\), b", profile, model, X, CHIP, output=output)
 
 
 def test_data_files(tmp_path):
