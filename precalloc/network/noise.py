@@ -8,6 +8,9 @@ Variance added to the output y_i = sum_j W_ij x_j at K repetitions (Garg et al. 
 
 with D the fan-in, dW_i the range of channel i's weights and dx the calibrated range of the site's inputs. In a product
 of two activations the second operand takes the place of W, with its own calibrated range.
+
+The noise is re-parametrised: standard normal numbers times a deviation that autograd follows into the activations that
+it depends on, and into strengths given as tensors, so that one code serves simulation and gradients in K.
 """
 
 from __future__ import annotations
@@ -30,9 +33,12 @@ _ACTIVATION_STREAM, _WEIGHT_STREAM = 0, 1
 
 @dataclass(frozen=True)
 class SiteNoise:
-    """Noise of one site: strength / K of each kind per channel (or one for all), and its calibrated ranges."""
+    """Noise of one site: strength / K of each kind per channel (or one for all), and its calibrated ranges.
 
-    strength: Mapping[NoiseKind, FloatArray]
+    Strengths may be tensors that require gradients.
+    """
+
+    strength: Mapping[NoiseKind, FloatArray | Tensor]
     ranges: SiteRanges
 
     @classmethod
@@ -57,53 +63,65 @@ class NoiseInjector:
         Noise by site name.
     seed, device
         Of the draws. Two K maps with the same seed see the same standard normal numbers.
+    sign
+        Of all noise: of two injectors with one seed and the signs 1 and -1 (antithetic), whatever is linear in the
+        noise cancels.
     """
 
-    def __init__(self, sites: Mapping[str, SiteNoise], seed: int, device: torch.device) -> None:
-        self._sites = sites
+    def __init__(self, sites: Mapping[str, SiteNoise], seed: int, device: torch.device, sign: float = 1.0) -> None:
+        self._sites, self._sign = sites, sign
         self._activations = seeded_generator(device, seed, _ACTIVATION_STREAM)
         self._weights = seeded_generator(device, seed, _WEIGHT_STREAM)
         self._programmed: dict[tuple[str, int, tuple[int, ...]], Tensor] = {}
 
     @classmethod
-    def of(cls, kmap: KMap, seed: int, device: torch.device) -> NoiseInjector:
+    def of(cls, kmap: KMap, seed: int, device: torch.device, sign: float = 1.0) -> NoiseInjector:
         """Injector of a K map's noise."""
         sites = {
             name: SiteNoise.of(kmap.hardware, repetitions, kmap.ranges[name])
             for name, repetitions in kmap.repetitions.items()
         }
-        return cls(sites, seed, device)
+        return cls(sites, seed, device, sign)
 
     def __call__(self, site: str, product: Product) -> Tensor:
         """Compute one product with noise."""
         noise = self._sites[site]
         y = product.apply(product.x, self._noisy_operand(site, product, noise))
         deviation = additive_deviation(product, noise, y)
-        return y if deviation is None else add_normal(y, deviation, self._activations)
+        return y if deviation is None else add_normal(y, deviation, self._activations, self._sign)
 
     def _noisy_operand(self, site: str, product: Product, noise: SiteNoise) -> Tensor:
         if NoiseKind.WEIGHT not in noise.strength:
             return product.w
         strength = noise.strength[NoiseKind.WEIGHT]
         if product.rows is None:
-            deviation = torch.as_tensor(np.sqrt(strength) * noise.ranges.operand, dtype=product.w.dtype)
-            return add_normal(product.w, [deviation.to(product.w.device)], self._activations)
+            deviation = _like(strength, product.w).sqrt() * noise.ranges.operand
+            return add_normal(product.w, [deviation], self._activations, self._sign)
         key = (site, product.w.data_ptr(), tuple(product.w.shape))
         if key not in self._programmed:
             self._programmed[key] = self._program(product, strength)
         return self._programmed[key]
 
-    def _program(self, product: Product, strength: FloatArray) -> Tensor:
+    def _program(self, product: Product, strength: FloatArray | Tensor) -> Tensor:
         """Weights with their errors; the deviation of each is that of its channel."""
         assert product.rows is not None
-        deviation = torch.as_tensor(strength, dtype=product.w.dtype, device=product.w.device).sqrt()
-        deviation = deviation * weight_range(product.rows(product.w))
+        deviation = self._sign * _like(strength, product.w).sqrt() * weight_range(product.rows(product.w.detach()))
         error = torch.empty_like(product.w, memory_format=torch.contiguous_format).normal_(generator=self._weights)
         # `rows` is a view or a copy of its argument, so channels are numbered by sending their indices through it.
         index = torch.arange(product.w.numel(), device=product.w.device).view(product.w.shape)
         order = product.rows(index)
         error.view(-1)[order] *= deviation[:, None]
         return product.w + error
+
+
+def _like(strength: FloatArray | Tensor, t: Tensor) -> Tensor:
+    """A strength in the type and on the device of a tensor; gradients pass."""
+    return torch.as_tensor(strength, dtype=t.dtype, device=t.device)
+
+
+def _root(variance: Tensor) -> Tensor:
+    """Square root, in place where no gradient is followed; where it is, without the infinite slope at zero."""
+    return variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt() if variance.requires_grad else variance.sqrt_()
 
 
 def weight_range(rows: Tensor) -> Tensor:
@@ -119,33 +137,32 @@ def additive_deviation(product: Product, noise: SiteNoise, y: Tensor) -> list[Te
     constant = None if thermal is None else _thermal_variance(product, noise, thermal, y)
     if shot is None:
         assert constant is not None
-        return [constant.sqrt_()]
+        return [_root(constant)]
     field, gain = _shot_variance(product, shot, y)
     if constant is None:
-        return [field.sqrt_(), gain.sqrt_()]
-    return [(field * gain).add_(constant).sqrt_()]
+        return [_root(field), _root(gain)]
+    return [_root((field * gain).add_(constant))]
 
 
-def _thermal_variance(product: Product, noise: SiteNoise, strength: FloatArray, y: Tensor) -> Tensor:
-    scale = torch.as_tensor(strength, dtype=y.dtype, device=y.device) * product.macs_per_output(y)
-    scale = scale * noise.ranges.input**2
+def _thermal_variance(product: Product, noise: SiteNoise, strength: FloatArray | Tensor, y: Tensor) -> Tensor:
+    scale = _like(strength, y) * product.macs_per_output(y) * noise.ranges.input**2
     if product.rows is None:
         return scale.reshape(()) * noise.ranges.operand**2  # a product of two vectors has no axis to broadcast along
-    return product.per_channel(scale * weight_range(product.rows(product.w)).square(), y)
+    return product.per_channel(scale * weight_range(product.rows(product.w.detach())).square(), y)
 
 
-def _shot_variance(product: Product, strength: FloatArray, y: Tensor) -> tuple[Tensor, Tensor]:
+def _shot_variance(product: Product, strength: FloatArray | Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Shot variance as the product of a field over positions and a gain over channels."""
-    scale = torch.as_tensor(strength, dtype=y.dtype, device=y.device)
+    scale = _like(strength, y)
     field = product.x_energy(product.x)
     if product.rows is None:
         assert product.w_mean_square is not None
         return field * product.w_mean_square(product.w), scale.reshape(())
-    return field, product.per_channel(scale * product.rows(product.w).square().mean(1), y)
+    return field, product.per_channel(scale * product.rows(product.w.detach()).square().mean(1), y)
 
 
-def add_normal(t: Tensor, deviation: list[Tensor], generator: torch.Generator) -> Tensor:
-    """Add normal noise whose standard deviation is the product of the given factors.
+def add_normal(t: Tensor, deviation: list[Tensor], generator: torch.Generator, sign: float = 1.0) -> Tensor:
+    """Add normal noise, times ``sign``, whose standard deviation is the product of the given factors.
 
     Numbers are drawn into flat memory and laid out as ``t`` is; drawing into a channels-last tensor is far slower.
     """
@@ -153,5 +170,5 @@ def add_normal(t: Tensor, deviation: list[Tensor], generator: torch.Generator) -
     order = sorted(range(t.dim()), key=t.stride, reverse=True)
     noise = flat.view([t.shape[axis] for axis in order]).permute([order.index(axis) for axis in range(t.dim())])
     for factor in deviation:
-        noise *= factor
-    return noise.add_(t)
+        noise = noise * factor if factor.requires_grad else noise.mul_(factor)
+    return noise.add_(t) if sign == 1.0 else torch.add(t, noise, alpha=sign)
