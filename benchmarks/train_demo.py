@@ -1,4 +1,4 @@
-"""Train the demo's network on scikit-learn's digits and write its weights and data into the package.
+"""Train the demo's networks on scikit-learn's digits and write their weights and data into the package.
 
 Run with ``python -m benchmarks.train_demo`` from the repository's root. Two runs on one machine give the same files.
 Neither the calibration nor the evaluation images take part in training, and the last epoch's weights are kept, so the
@@ -6,6 +6,7 @@ accuracies printed for them are those of unseen data.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,15 @@ import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from precalloc import demo_model
+from precalloc import demo_model, demo_transformer
 
+NETWORKS = {
+    demo_model.WEIGHTS.name: demo_model.DigitsNet,
+    demo_transformer.WEIGHTS.name: demo_transformer.DigitsTransformer,
+}
 SEED = 0
 SIZES = {"train": 897, "calibration": 400, "evaluation": 500}
 EPOCHS = 80
@@ -36,12 +41,13 @@ def main() -> None:
     folder = parser.parse_args().out
     folder.mkdir(parents=True, exist_ok=True)
     splits = split_digits()
-    model = train(splits["train"])
-    save_file(model.state_dict(), folder / demo_model.WEIGHTS.name)
     np.savez_compressed(folder / demo_model.CALIBRATION.name, **splits["calibration"])
     np.savez_compressed(folder / demo_model.EVALUATION.name, **splits["evaluation"])
-    for name, split in splits.items():
-        print(f"{name:12} {len(split['y']):4} images, accuracy {accuracy(model, split):.2%}")
+    for file, network in NETWORKS.items():
+        model = train(splits["train"], network)
+        save_file(model.state_dict(), folder / file)
+        for name, split in splits.items():
+            print(f"{file:32} {name:12} {len(split['y']):4} images, accuracy {accuracy(model, split):.2%}")
 
 
 def split_digits() -> dict[str, Split]:
@@ -57,11 +63,11 @@ def split_digits() -> dict[str, Split]:
     return {name: {"images": images[parts[name]], "y": labels[parts[name]].astype(np.int64)} for name in SIZES}
 
 
-def train(split: Split, epochs: int = EPOCHS) -> torch.nn.Module:
+def train(split: Split, network: Callable[[], nn.Module] = demo_model.DigitsNet, epochs: int = EPOCHS) -> nn.Module:
     """Train with AdamW on a one-cycle schedule; every image is shifted by up to one pixel each time it is seen."""
     torch.manual_seed(SEED)
     generator = torch.Generator().manual_seed(SEED)
-    model = demo_model.DigitsNet()
+    model = network()
     images, labels = torch.from_numpy(split["images"]), torch.from_numpy(split["y"])
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY)
     steps = epochs * (len(labels) // BATCH)
@@ -87,7 +93,7 @@ def shift(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(model: torch.nn.Module, split: Split) -> float:
+def accuracy(model: nn.Module, split: Split) -> float:
     """Share of the images that the model has right."""
     predicted = model(torch.from_numpy(split["images"])).argmax(dim=1)
     return (predicted == torch.from_numpy(split["y"])).float().mean().item()

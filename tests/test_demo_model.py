@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+import precalloc
 from benchmarks import train_demo
-from precalloc import demo_model
+from precalloc import demo_model, demo_transformer
 
 SPLITS = {"calibration": demo_model.CALIBRATION, "evaluation": demo_model.EVALUATION}
 
@@ -36,8 +37,9 @@ def test_splits_use_every_digit_image_once():
 
 
 @pytest.mark.parametrize("name", SPLITS)
-def test_unseen_digits_are_recognised(name):
-    assert train_demo.accuracy(demo_model.build(), load(SPLITS[name])) >= 0.98
+@pytest.mark.parametrize(("build", "least"), [(demo_model.build, 0.98), (demo_transformer.build, 0.95)])
+def test_unseen_digits_are_recognised(name, build, least):
+    assert train_demo.accuracy(build(), load(SPLITS[name])) >= least
 
 
 def test_batch_norms_are_left_for_the_product_to_fold():
@@ -47,20 +49,23 @@ def test_batch_norms_are_left_for_the_product_to_fold():
     assert sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()) == 9
 
 
-def test_weights_are_small():
-    assert demo_model.WEIGHTS.stat().st_size < 300_000
+@pytest.mark.parametrize("module", [demo_model, demo_transformer])
+def test_weights_are_small(module):
+    assert module.WEIGHTS.stat().st_size < 300_000
 
 
-def test_building_leaves_the_random_state_alone():
+@pytest.mark.parametrize("module", [demo_model, demo_transformer])
+def test_building_leaves_the_random_state_alone(module):
     before = torch.get_rng_state()
-    demo_model.build()
+    module.build()
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_training_is_reproducible():
+@pytest.mark.parametrize("network", train_demo.NETWORKS.values())
+def test_training_is_reproducible(network):
     split = train_demo.split_digits()["train"]
     with torch.random.fork_rng():
-        first, second = (train_demo.train(split, epochs=2).state_dict() for _ in range(2))
+        first, second = (train_demo.train(split, network, epochs=2).state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -70,3 +75,10 @@ def test_shift_moves_by_at_most_one_pixel_and_fills_with_zero():
     padded = nn.functional.pad(images[:1], (1, 1, 1, 1))
     possible = {padded[0, 0, i : i + 8, j : j + 8].numpy().tobytes() for i in range(3) for j in range(3)}
     assert {image.numpy().tobytes() for image in shifted} == possible
+
+
+def test_transformer_multiplies_activations():
+    images = torch.from_numpy(load(demo_model.EVALUATION)["images"][:4])
+    kinds = [site.kind for site in precalloc.sites(demo_transformer.build(), {"images": images}).sites]
+    assert kinds.count("linear") == 10
+    assert len(kinds) == 14  # two products of activations in each of two blocks
