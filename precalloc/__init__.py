@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from precalloc.errors import PrecallocError
     from precalloc.hardware import Hardware
     from precalloc.kmaps import KMap
+    from precalloc.marking import landmarks
     from precalloc.network.profiling import profile
     from precalloc.network.simulation import validate
     from precalloc.network.sites import discover as sites
+    from precalloc.plots import plot_calibration, plot_curve, plot_kmap, plot_noise_bits, plot_sensitivity
     from precalloc.prediction import Prediction
     from precalloc.profiles import Profile, Site
     from precalloc.sweeping import sweep
@@ -34,6 +36,12 @@ _EXPORTS = {
     "SimulatedAccuracy": "precalloc.accuracy",
     "Site": "precalloc.profiles",
     "allocate": "precalloc.allocator",
+    "landmarks": "precalloc.marking",
+    "plot_calibration": "precalloc.plots",
+    "plot_curve": "precalloc.plots",
+    "plot_kmap": "precalloc.plots",
+    "plot_noise_bits": "precalloc.plots",
+    "plot_sensitivity": "precalloc.plots",
     "profile": "precalloc.network.profiling",
     "sites": "precalloc.network.sites:discover",
     "sweep": "precalloc.sweeping",
@@ -52,6 +60,12 @@ __all__ = [
     "Site",
     "__version__",
     "allocate",
+    "landmarks",
+    "plot_calibration",
+    "plot_curve",
+    "plot_kmap",
+    "plot_noise_bits",
+    "plot_sensitivity",
     "profile",
     "sites",
     "sweep",

@@ -157,3 +157,8 @@ class Allocation:
     def with_simulation(self, simulated: SimulatedAccuracy, uniform: SimulatedAccuracy | None = None) -> Allocation:
         """Add simulated accuracies of this allocation and of the uniform one beside it."""
         return replace(self, simulated=simulated, uniform=replace(self.uniform, simulated=uniform))
+
+    def _repr_html_(self) -> str:
+        from precalloc.notebook import allocation_html
+
+        return allocation_html(self)

@@ -188,6 +188,11 @@ class Profile:
         """
         return _read(Path(path))
 
+    def _repr_html_(self) -> str:
+        from precalloc.notebook import profile_html
+
+        return profile_html(self)
+
 
 def _header(profile: Profile) -> dict[str, Any]:
     return {

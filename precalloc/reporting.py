@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from precalloc import __version__, figures
 from precalloc.allocation import Allocation
 from precalloc.objective import split_terms
-from precalloc.units import format_energy, format_energy_per_mac
+from precalloc.rendering import render
 
 # A predicted accuracy that is this much below uniform K's is no longer rounding or interval width.
 _NOTABLE = 0.001
@@ -23,21 +22,7 @@ def report_markdown(allocation: Allocation, command: str = "") -> str:
     command
         The command line that repeats it; left out where empty.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # not needed by those who only compute
-
-    environment = Environment(
-        loader=PackageLoader("precalloc"),
-        autoescape=False,  # Markdown, not HTML
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"energy": format_energy, "energy_per_mac": format_energy_per_mac, "cell": _cell}
-    template = environment.get_template("report.md.j2")
-    return template.render(
-        a=allocation, figures=figures, warnings=warnings(allocation), command=command, version=__version__
-    )
+    return render("report.md.j2", a=allocation, warnings=warnings(allocation), command=command)
 
 
 def warnings(allocation: Allocation) -> Sequence[str]:
@@ -81,8 +66,3 @@ def _simulation_warnings(a: Allocation) -> list[str]:
             "Predicted and simulated drop disagree: their 95 % intervals do not meet. Trust the simulated one."
         )
     return found
-
-
-def _cell(text: str) -> str:
-    """Protect what would end a cell of a Markdown table."""
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from precalloc.allocation import Allocation
 from precalloc.allocator import Allocator
 from precalloc.budgets import Budget, parse_budgets
+from precalloc.errors import HardwareError
 from precalloc.hardware import Hardware
 from precalloc.objective import parse_granularity
 from precalloc.prediction import Prediction
@@ -23,7 +25,7 @@ def sweep(
     profile: Profile,
     budgets: str | Iterable[str | Budget],
     *,
-    hardware: Hardware | None = None,
+    hardware: Hardware | Iterable[Hardware] | None = None,
     granularities: Iterable[str] = ("layer",),
     method: str = "auto",
     seed: int = 0,
@@ -38,7 +40,7 @@ def sweep(
         Several of what ``allocate`` takes; or as one text "5x,10x,20x", or "2x:200x:15" for 15 spaced evenly in
         logarithm.
     hardware
-        Noise, energy and realisable K; by default that for which the profile was measured.
+        Noise, energy and realisable K, of one or several; by default of that for which the profile was measured.
     granularities
         "layer", "channel" or both.
     method
@@ -49,32 +51,52 @@ def sweep(
     Returns
     -------
     pandas.DataFrame
-        One row a granularity and budget. ``granularity``, ``budget`` (text), ``budget_joule``, ``energy_joule``,
-        ``energy_per_mac_joule``, ``mean_repetitions``, ``damage``, ``lower_bound``, ``status``, ``clean_accuracy``,
-        ``accuracy``, ``accuracy_low``, ``accuracy_high``, ``drop``, ``drop_low``, ``drop_high``; of uniform K within
-        the same budget ``uniform_repetitions``, ``uniform_energy_joule``, ``uniform_damage``, ``uniform_accuracy``,
-        ... ``uniform_drop_high``; and ``saving``, the share of uniform K's energy saved at equal predicted accuracy.
+        One row a hardware, granularity and budget. ``hardware`` (name), ``granularity``, ``budget`` (text),
+        ``budget_joule``, ``energy_joule``, ``energy_per_mac_joule``, ``mean_repetitions``, ``damage``,
+        ``lower_bound``, ``status``, ``clean_accuracy``, ``accuracy``, ``accuracy_low``, ``accuracy_high``, ``drop``,
+        ``drop_low``, ``drop_high``; of uniform K within the same budget ``uniform_repetitions``,
+        ``uniform_energy_joule``, ``uniform_energy_per_mac_joule``, ``uniform_damage``, ``uniform_accuracy``, ...
+        ``uniform_drop_high``; and ``saving``, the share of uniform K's energy saved at equal predicted accuracy.
         Energies are per inference; accuracies are shares, missing where the profile has no margins.
 
     Raises
     ------
     BudgetError, ProfileError
         As ``allocate`` does.
+    HardwareError
+        If two hardware share a name.
     """
     import pandas as pd  # slow to start
 
     texts = parse_budgets(budgets) if isinstance(budgets, str) else tuple(budgets)
     parsed = [budget if isinstance(budget, Budget) else Budget.parse(budget) for budget in texts]
     rows = []
-    for granularity in granularities:
-        allocator = Allocator.of(profile, hardware or profile.hardware, parse_granularity(granularity), method, seed)
+    for each, granularity in product(several(hardware or profile.hardware), tuple(granularities)):
+        allocator = Allocator.of(profile, each, parse_granularity(granularity), method, seed)
         rows += [_row(allocator.within(budget)) for budget in parsed]
     return pd.DataFrame(rows)
+
+
+def several(hardware: Hardware | Iterable[Hardware]) -> tuple[Hardware, ...]:
+    """Give one hardware or several as a tuple.
+
+    Raises
+    ------
+    HardwareError
+        If two share a name: their curves could not be told apart.
+    """
+    found = (hardware,) if isinstance(hardware, Hardware) else tuple(hardware)
+    names = [each.name for each in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise HardwareError(f"Two of the hardware are named {name!r}. Give each file a name of its own.")
+    return found
 
 
 def _row(allocation: Allocation) -> dict[str, Any]:
     uniform, predicted = allocation.uniform, allocation.predicted
     return {
+        "hardware": allocation.hardware.name,
         "granularity": str(allocation.granularity),
         "budget": allocation.request,
         "budget_joule": allocation.budget_joule,
@@ -88,6 +110,7 @@ def _row(allocation: Allocation) -> dict[str, Any]:
         **_predicted_columns("", predicted),
         "uniform_repetitions": uniform.repetitions,
         "uniform_energy_joule": uniform.energy_joule,
+        "uniform_energy_per_mac_joule": uniform.energy_joule / allocation.macs,
         "uniform_damage": uniform.damage,
         **_predicted_columns("uniform_", uniform.predicted),
         "saving": allocation.saving,

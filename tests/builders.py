@@ -69,6 +69,7 @@ def make_hardware(
     k_max=float("inf"),
     per_mac=1e-18,
     per_conversion=0.0,
+    name="test-chip",
 ):
     terms = tuple(NoiseTerm(kind, level, AVERAGED_BY[kind], "a test") for kind, level in noise)
-    return Hardware("test-chip", terms, Repetition(redundancy, levels, k_min, k_max), per_mac, per_conversion)
+    return Hardware(name, terms, Repetition(redundancy, levels, k_min, k_max), per_mac, per_conversion)

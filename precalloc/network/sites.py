@@ -39,6 +39,11 @@ class SiteReport:
     never_called: tuple[str, ...] = ()
     folded: tuple[str, ...] = ()
 
+    def _repr_html_(self) -> str:
+        from precalloc.notebook import sites_html
+
+        return sites_html(self)
+
 
 @dataclass
 class SiteCounts:
