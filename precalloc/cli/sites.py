@@ -19,6 +19,8 @@ def sites(model: Model, data: Calibration, weights: Weights = None) -> None:
     console.print(sites_table(report.sites))
     for entry in report.uncovered:
         typer.echo(f"not covered: {entry.name} ({entry.operator}, {count(entry.macs)} MACs)")
+    for product in report.digital:
+        typer.echo(f"digital: {product.name} ({product.operator}, {count(product.macs)} MACs, {product.reason})")
     for name in report.never_called:
         typer.echo(f"never called: {name}")
     if report.folded:

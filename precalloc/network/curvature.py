@@ -25,6 +25,7 @@ from torch import Tensor
 
 from precalloc.hardware import NoiseKind
 from precalloc.network.observation import Call
+from precalloc.network.operators import widened
 from precalloc.profiles import FloatArray
 
 
@@ -73,14 +74,14 @@ def curvature_terms(
     for call, gradient in zip(calls, gradients[: len(calls)], strict=True):
         if gradient is None:
             continue
-        squared = gradient.square()
+        squared = widened(gradient).square()
         if NoiseKind.THERMAL in kinds:
             terms[NoiseKind.THERMAL][slots.of(call.site)] += channel_sum(squared, call)
         if NoiseKind.SHOT in kinds:
             terms[NoiseKind.SHOT][slots.of(call.site)] += channel_sum(squared * call.shot, call)
     for call, gradient in zip(weights, gradients[len(calls) :], strict=True):
         if gradient is not None:
-            rows = gradient if call.rows is None else call.rows(gradient)
+            rows = widened(gradient if call.rows is None else call.rows(gradient))
             summed = rows.square().sum(-1) if call.rows is not None else rows.square().sum().reshape(1)
             terms[NoiseKind.WEIGHT][slots.of(call.site)] += summed.double().cpu()
     return terms

@@ -220,7 +220,7 @@ def data_hash(data: Data) -> str:
     for batch in data.batches(256):
         for name, value in sorted(batch.inputs.items()):
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         if batch.labels is not None:
             digest.update(batch.labels.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -16,6 +16,7 @@ from torch import Tensor
 from precalloc.hardware import NoiseKind
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.observation import Call, Layout, output_gradients, per_example
+from precalloc.network.operators import widened
 
 
 def strongest_margins(logits: Tensor, reference: Tensor, count: int) -> Tensor:
@@ -28,7 +29,7 @@ def strongest_margins(logits: Tensor, reference: Tensor, count: int) -> Tensor:
 def margin_covariance(
     margins: Tensor,
     calls: Sequence[Call],
-    layouts: Sequence[Layout],
+    layouts: Mapping[str, Layout],
     slots: ChannelSlots,
     kinds: Sequence[NoiseKind],
 ) -> dict[NoiseKind, Tensor]:
@@ -48,13 +49,14 @@ def margin_covariance(
     gradients = [output_gradients(margins[:, t].sum(), calls, keep_graph=True) for t in range(count)]
     pairs = list(combinations_with_replacement(range(count), 2))
     result = {kind: torch.zeros(examples, slots.total, len(pairs)) for kind in kinds}
-    for index, (call, layout) in enumerate(zip(calls, layouts, strict=True)):
+    for index, call in enumerate(calls):
+        layout = layouts[call.site]
         reached = [row[index] for row in gradients]
         for column, (s, t) in enumerate(pairs):
             first, second = reached[s], reached[t]
             if first is None or second is None:
                 continue
-            product = first * second
+            product = widened(first) * widened(second)
             _add(result, NoiseKind.THERMAL, product, call, layout, slots, column)
             if NoiseKind.SHOT in kinds:
                 _add(result, NoiseKind.SHOT, product * call.shot, call, layout, slots, column)
@@ -84,7 +86,7 @@ def _add_weight_noise(
     covariance: Tensor,
     gradients: Sequence[Sequence[Tensor | None]],
     calls: Sequence[Call],
-    layouts: Sequence[Layout],
+    layouts: Mapping[str, Layout],
     slots: ChannelSlots,
     pairs: Sequence[tuple[int, int]],
 ) -> None:
@@ -98,7 +100,7 @@ def _add_weight_noise(
         for probe in range(probes):
             responses = [
                 sum(
-                    _by_channel(gradient * calls[i].probes[probe], calls[i], layouts[i], examples)
+                    _by_channel(widened(gradient) * calls[i].probes[probe], calls[i], layouts[calls[i].site], examples)
                     for i in members
                     if (gradient := row[i]) is not None
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from precalloc.network.draws import ExampleDraws
 from precalloc.network.forward import model_device
 from precalloc.network.margins import margin_covariance, strongest_margins
 from precalloc.network.observation import Call, Layout, record
-from precalloc.network.operators import Product
+from precalloc.network.operators import Product, widened
 from precalloc.network.ranges import TailRange
 from precalloc.network.sites import SiteCounts
 from precalloc.network.state import seeded_generator
@@ -57,7 +57,7 @@ class Measurement:
     surveyed
         Counts of every site in a batch of ``surveyed_examples``, in order of execution.
     layouts
-        How each call's output numbers the examples, in order of execution.
+        How each site's outputs number the examples.
     examples
         Examples to come.
     """
@@ -68,7 +68,7 @@ class Measurement:
         task: Task,
         surveyed: dict[str, SiteCounts],
         surveyed_examples: int,
-        layouts: Sequence[Layout],
+        layouts: Mapping[str, Layout],
         examples: int,
     ) -> None:
         self.options, self.task, self.surveyed, self.layouts = options, task, surveyed, layouts
@@ -132,7 +132,7 @@ class Measurement:
     def _follow_margins(self, logits: Tensor, reference: Tensor, calls: Sequence[Call], follow: int) -> None:
         margins = strongest_margins(logits, reference, self.options.margins)
         covariance = margin_covariance(margins, calls, self.layouts, self.slots, self.options.kinds)
-        self.margins.append(margins[:follow].detach().cpu().numpy())
+        self.margins.append(widened(margins[:follow].detach()).cpu().numpy())
         pairs = self.options.margins * (self.options.margins + 1) // 2
         fitting = _CHANNEL_TABLE_VALUES // (self.slots.total * pairs)
         room = max(0, min(follow, fitting - int(self.totals["examples"])))

@@ -15,7 +15,7 @@ it depends on, and into strengths given as tensors, so that one code serves simu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from precalloc.hardware import Hardware, NoiseKind
 from precalloc.kmaps import KMap, SiteRanges
-from precalloc.network.operators import Product
+from precalloc.network.operators import Product, wide_dtype, widened
 from precalloc.network.state import seeded_generator
 from precalloc.profiles import FloatArray
 
@@ -72,7 +72,7 @@ class NoiseInjector:
         self._sites, self._sign = sites, sign
         self._activations = seeded_generator(device, seed, _ACTIVATION_STREAM)
         self._weights = seeded_generator(device, seed, _WEIGHT_STREAM)
-        self._programmed: dict[tuple[str, int, tuple[int, ...]], Tensor] = {}
+        self._programmed: dict[tuple[str, Hashable], Tensor] = {}
 
     @classmethod
     def of(cls, kmap: KMap, seed: int, device: torch.device, sign: float = 1.0) -> NoiseInjector:
@@ -97,7 +97,7 @@ class NoiseInjector:
         if product.rows is None:
             deviation = _like(strength, product.w).sqrt() * noise.ranges.operand
             return add_normal(product.w, [deviation], self._activations, self._sign)
-        key = (site, product.w.data_ptr(), tuple(product.w.shape))
+        key = (site, product.identity)
         if key not in self._programmed:
             self._programmed[key] = self._program(product, strength)
         return self._programmed[key]
@@ -115,8 +115,8 @@ class NoiseInjector:
 
 
 def _like(strength: FloatArray | Tensor, t: Tensor) -> Tensor:
-    """A strength in the type and on the device of a tensor; gradients pass."""
-    return torch.as_tensor(strength, dtype=t.dtype, device=t.device)
+    """A strength in the type for a tensor's squares and on its device; gradients pass."""
+    return torch.as_tensor(strength, dtype=wide_dtype(t), device=t.device)
 
 
 def _root(variance: Tensor) -> Tensor:
@@ -148,17 +148,17 @@ def _thermal_variance(product: Product, noise: SiteNoise, strength: FloatArray |
     scale = _like(strength, y) * product.macs_per_output(y) * noise.ranges.input**2
     if product.rows is None:
         return scale.reshape(()) * noise.ranges.operand**2  # a product of two vectors has no axis to broadcast along
-    return product.per_channel(scale * weight_range(product.rows(product.w.detach())).square(), y)
+    return product.per_channel(scale * widened(weight_range(product.rows(product.w.detach()))).square(), y)
 
 
 def _shot_variance(product: Product, strength: FloatArray | Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Shot variance as the product of a field over positions and a gain over channels."""
     scale = _like(strength, y)
-    field = product.x_energy(product.x)
+    field = product.x_energy(widened(product.x))
     if product.rows is None:
         assert product.w_mean_square is not None
-        return field * product.w_mean_square(product.w), scale.reshape(())
-    return field, product.per_channel(scale * product.rows(product.w.detach()).square().mean(1), y)
+        return field * product.w_mean_square(widened(product.w)), scale.reshape(())
+    return field, product.per_channel(scale * widened(product.rows(product.w.detach())).square().mean(1), y)
 
 
 def add_normal(t: Tensor, deviation: list[Tensor], generator: torch.Generator, sign: float = 1.0) -> Tensor:
@@ -171,4 +171,5 @@ def add_normal(t: Tensor, deviation: list[Tensor], generator: torch.Generator, s
     noise = flat.view([t.shape[axis] for axis in order]).permute([order.index(axis) for axis in range(t.dim())])
     for factor in deviation:
         noise = noise * factor if factor.requires_grad else noise.mul_(factor)
+    noise = noise.to(t.dtype)
     return noise.add_(t) if sign == 1.0 else torch.add(t, noise, alpha=sign)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from precalloc.network.data import Batch
 from precalloc.network.forward import Forward
 from precalloc.network.interception import intercept
-from precalloc.network.operators import Product
+from precalloc.network.operators import Product, widened
 
 Observer = Callable[[str, Product, Tensor], None]
 
@@ -61,7 +61,7 @@ class Recorder:
     ) -> None:
         self.calls: list[Call] = []
         self._observe = observe
-        self._weights: dict[tuple[str, int], Tensor] = {}
+        self._weights: dict[tuple[str, Hashable], Tensor] = {}
         self._probes, self._generator = probes, generator
         self._changes: dict[int, list[Tensor]] = {}
 
@@ -74,10 +74,10 @@ class Recorder:
         with torch.no_grad():
             if self._observe is not None:
                 self._observe(site, product, y)
-            energy = product.x_energy(product.x.detach())
+            energy = product.x_energy(widened(product.x.detach()))
             shot = energy
             if product.w_mean_square is not None:
-                shot = energy * product.w_mean_square(product.w.detach())
+                shot = energy * product.w_mean_square(widened(product.w.detach()))
             probes = self._probe(product, weight) if self._probes else ()
         edge = get_gradient_edge(y)
         self.calls.append(Call(site, edge, y.shape, product.channel_axes, weight, product.rows, energy, shot, probes))
@@ -94,7 +94,7 @@ class Recorder:
     def _variable(self, site: str, product: Product) -> Tensor:
         if not product.is_static:
             return product.w.view_as(product.w) if product.w.requires_grad else product.w.detach().requires_grad_()
-        key = (site, product.w.untyped_storage().data_ptr())
+        key = (site, product.identity)
         if key not in self._weights:
             self._weights[key] = product.w.detach().requires_grad_()
         return self._weights[key]
@@ -148,10 +148,11 @@ def _positions(call: Call) -> list[int]:
     return [axis + len(call.shape) for axis in call.channel_axes or ()]
 
 
-def find_layouts(model: nn.Module, batch: Batch, forward: Forward) -> list[Layout | None]:
-    """Find, per call, how its output numbers the examples: only their own part can move the first example's output.
+def find_layouts(model: nn.Module, batch: Batch, forward: Forward) -> dict[str, Layout | None]:
+    """Find, per site, how its outputs number the examples: only their own part can move the first example's output.
 
-    None where no layout fits, because the model mixes examples.
+    One layout serves all calls of a site, of which there may be more or fewer in another batch. None where no layout
+    fits, because the model mixes examples.
     """
     examples = batch.size
     output, calls = record(model, batch, forward)
@@ -159,17 +160,17 @@ def find_layouts(model: nn.Module, batch: Batch, forward: Forward) -> list[Layou
     # A fixed direction that no symmetry of logits (their sum, their mean) can annihilate.
     direction = torch.linspace(1.0, 2.0, len(first), device=output.device) ** 2
     gradients = output_gradients((first * direction).sum(), calls)
-    return [_layout(call, gradient, examples) for call, gradient in zip(calls, gradients, strict=True)]
+    fitting: dict[str, list[Layout]] = {}
+    for call, gradient in zip(calls, gradients, strict=True):
+        before = fitting.get(call.site, list(_candidates(call, examples)))
+        fitting[call.site] = [layout for layout in before if _fits(call, gradient, layout, examples)]
+    return {site: next(iter(layouts), None) for site, layouts in fitting.items()}
 
 
-def _layout(call: Call, gradient: Tensor | None, examples: int) -> Layout | None:
-    for layout in _candidates(call, examples):
-        if gradient is None:
-            return layout
-        others = per_example(gradient.abs(), call, layout, examples)[1:]
-        if not bool(others.any()):
-            return layout
-    return None
+def _fits(call: Call, gradient: Tensor | None, layout: Layout, examples: int) -> bool:
+    if layout not in _candidates(call, examples):
+        return False
+    return gradient is None or not bool(per_example(gradient.abs(), call, layout, examples)[1:].any())
 
 
 def _candidates(call: Call, examples: int) -> Iterator[Layout]:

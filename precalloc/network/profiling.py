@@ -92,15 +92,15 @@ def profile(
         first = next(source.batches(batch_size))
         judged = resolve_task(task, model, first, forward_fn, loss_fn, metric_fn, output)
         ready, _ = fold_batch_norm(model, lambda m: judged.forward.run(m, first))
-        counts, uncovered, _ = survey(ready, first, judged.forward)
-        require_coverage(counts, uncovered, allow_uncovered)
-        found = require_deterministic(ready, first, judged.forward)
-        judged.require_sound(found, first)
-        _check_labels(source, judged, found)
-        margins = min(margins, found.shape[1] - 1) if judged.has_margins else 0
+        found = survey(ready, first, judged.forward)
+        require_coverage(found.counts, found.uncovered, allow_uncovered)
+        clean = require_deterministic(ready, first, judged.forward)
+        judged.require_sound(clean, first)
+        _check_labels(source, judged, clean)
+        margins = min(margins, clean.shape[1] - 1) if judged.has_margins else 0
         options = Options(hardware.kinds, seed, batch_size, margins, prediction_examples, range_percentile)
         layouts = _layouts(ready, first, judged.forward)
-        measurement = Measurement(options, judged, counts, first.size, layouts, source.examples)
+        measurement = Measurement(options, judged, found.counts, first.size, layouts, source.examples)
         keeper = Checkpoint(checkpoint, f"{model_hash(model)} {data_hash(source)} {judged.name} {options}")
         with keeper.running(measurement.state, measurement.restore):
             _run(ready, source, measurement, keeper, progress)
@@ -138,9 +138,9 @@ def _check_labels(data: Data, task: Task, output: Tensor) -> None:
     check_classes(labels, labels.shape[:1], output.shape[1])
 
 
-def _layouts(model: nn.Module, batch: Batch, forward: Forward) -> list[Layout]:
+def _layouts(model: nn.Module, batch: Batch, forward: Forward) -> dict[str, Layout]:
     found = find_layouts(model, batch.take(3), forward)
-    layouts = [layout for layout in found if layout is not None]
+    layouts = {site: layout for site, layout in found.items() if layout is not None}
     if len(layouts) < len(found):
         raise ModelError(
             "The model mixes the examples of a batch: one example's input changes another's output. "

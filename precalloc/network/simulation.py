@@ -82,8 +82,7 @@ def validate(
         first = next(source.batches(batch_size))
         judged = resolve_task(task, model, first, forward_fn, loss_fn, metric_fn, output)
         ready, _ = fold_batch_norm(model, lambda m: judged.forward.run(m, first))
-        counts, _, _ = survey(ready, first, judged.forward)
-        _require_fit(kmap, counts)
+        _require_fit(kmap, survey(ready, first, judged.forward).counts)
         run = _Simulation(ready, source, judged, kmap, seed, batch_size, seeds)
         identity = f"{model_hash(model)} {data_hash(source)} {judged.name} {_digest(kmap)} {seed} {batch_size}"
         keeper = Checkpoint(checkpoint, identity)

@@ -14,8 +14,9 @@ from precalloc.errors import CoverageError, ModelError, NondeterministicModelErr
 from precalloc.network.data import Batch, as_data
 from precalloc.network.folding import fold_batch_norm
 from precalloc.network.forward import Forward, ForwardFn
-from precalloc.network.interception import PRODUCT_MODULES, intercept
+from precalloc.network.interception import intercept
 from precalloc.network.models import check_model
+from precalloc.network.naming import PRODUCT_MODULES
 from precalloc.network.operators import Product
 from precalloc.network.state import untouched
 from precalloc.profiles import Site
@@ -31,11 +32,36 @@ class Uncovered:
 
 
 @dataclass(frozen=True)
+class DigitalProduct:
+    """Product that is none of the accelerator's, with its MACs per inference and the reason."""
+
+    name: str
+    operator: str
+    macs: float
+    reason: str
+
+
+@dataclass(frozen=True)
 class SiteReport:
-    """What was found: sites in order of first execution, uncovered MACs, modules never called, batch norms folded."""
+    """What was found in one batch.
+
+    Parameters
+    ----------
+    sites
+        In order of first execution.
+    uncovered
+        MACs that belong to no site and should.
+    digital
+        Products that stay digital by their nature: of weights alone, without a sum, or of integers.
+    never_called
+        Modules with products that did not run.
+    folded
+        Batch norms that were folded into the product before them.
+    """
 
     sites: tuple[Site, ...]
     uncovered: tuple[Uncovered, ...] = ()
+    digital: tuple[DigitalProduct, ...] = ()
     never_called: tuple[str, ...] = ()
     folded: tuple[str, ...] = ()
 
@@ -100,14 +126,22 @@ def discover(
     check_model(model)
     with untouched(model), torch.no_grad():
         ready, folded = fold_batch_norm(model, lambda m: forward.run(m, batch))
-        counts, uncovered, never_called = survey(ready, batch, forward)
-    sites = tuple(count.site(name, batch.size) for name, count in counts.items())
-    return SiteReport(sites, uncovered, never_called, folded)
+        found = survey(ready, batch, forward)
+    sites = tuple(count.site(name, batch.size) for name, count in found.counts.items())
+    return SiteReport(sites, found.uncovered, found.digital, found.never_called, folded)
 
 
-def survey(
-    model: nn.Module, batch: Batch, forward: Forward
-) -> tuple[dict[str, SiteCounts], tuple[Uncovered, ...], tuple[str, ...]]:
+@dataclass(frozen=True)
+class Found:
+    """Result of `survey`; fields are those of `SiteReport`, with counts by site name in order of first execution."""
+
+    counts: dict[str, SiteCounts]
+    uncovered: tuple[Uncovered, ...]
+    digital: tuple[DigitalProduct, ...]
+    never_called: tuple[str, ...]
+
+
+def survey(model: nn.Module, batch: Batch, forward: Forward) -> Found:
     """Count the products of one forward pass, and attribute every FLOP outside them to a module and an operator."""
     run = _Survey(FlopCounterMode(display=False))
     handles = [
@@ -122,18 +156,21 @@ def survey(
             handle.remove()
     hidden = run.flops.get_total_flops() - run.seen_flops
     if hidden > 0:
-        run.other_flops["", "code outside torch functions"] = hidden
-    uncovered = tuple(
-        Uncovered(name, operator, flops / 2 / batch.size) for (name, operator), flops in run.other_flops.items()
+        run.macs["", "code outside torch functions", None] = hidden / 2
+    each = [(name, operator, macs / batch.size, reason) for (name, operator, reason), macs in run.macs.items()]
+    return Found(
+        run.counts,
+        tuple(Uncovered(name, operator, macs) for name, operator, macs, reason in each if reason is None),
+        tuple(DigitalProduct(name, operator, macs, reason) for name, operator, macs, reason in each if reason),
+        _never_called(model, run),
     )
-    return run.counts, uncovered, _never_called(model, run)
 
 
 @dataclass
 class _Survey:
     flops: FlopCounterMode
     counts: dict[str, SiteCounts] = field(default_factory=dict)
-    other_flops: dict[tuple[str, str], float] = field(default_factory=dict)
+    macs: dict[tuple[str, str, str | None], float] = field(default_factory=dict)
     seen_flops: int = 0
     called: set[str] = field(default_factory=set)
 
@@ -144,50 +181,57 @@ class _Survey:
         count_call(self.counts, name, product, y)
         return y
 
-    def on_other(self, path: str, operator: str, call: Callable[[], Any]) -> Any:
+    def on_other(self, path: str, operator: str, call: Callable[[], Any], reason: str | None) -> Any:
         before = self.flops.get_total_flops()
         result = call()
         seen = self.flops.get_total_flops() - before
         self.seen_flops += seen
-        flops = float(seen)
-        if operator in OPAQUE_OPERATORS and flops == 0:
-            flops = 2 * OPAQUE_OPERATORS[operator](result)
-        if flops:
-            key = (path, operator)
-            self.other_flops[key] = self.other_flops.get(key, 0) + flops
+        macs = seen / 2
+        if operator in OPAQUE_OPERATORS and seen == 0:
+            macs = _output_elements(result)
+        if macs or reason:
+            key = (path, operator, reason)
+            self.macs[key] = self.macs.get(key, 0) + macs
         return result
 
 
-def _recurrent_outputs(result: Any) -> float:
-    """One MAC per output element, a lower bound: the flop counter does not look into fused recurrent kernels."""
+def _output_elements(result: Any) -> float:
+    """One MAC per output element, a lower bound: the flop counter does not look into these kernels."""
     first = result[0] if isinstance(result, tuple) else result
     return float(first.numel())
 
 
-# Operators that do MACs in one fused kernel, which the flop counter does not count.
-OPAQUE_OPERATORS: Mapping[str, Callable[[Any], float]] = dict.fromkeys(
-    (
+# Operators that do MACs in one kernel, which the flop counter does not count.
+OPAQUE_OPERATORS = frozenset(
+    {
+        "cdist",
+        "conv_tbc",
+        "_int_mm",
+        "_grouped_mm",
+        "_weight_int4pack_mm",
+        "_weight_int8pack_mm",
+        "_sparse_mm",
+        "sspaddmm",
+        "hspmm",
+        "smm",
         "lstm",
         "gru",
-        "rnn_tanh",
-        "rnn_relu",
-        "lstm_cell",
-        "gru_cell",
-        "rnn_tanh_cell",
-        "rnn_relu_cell",
-        "bilinear",
-        "cdist",
-    ),
-    _recurrent_outputs,
+        *(
+            f"quantized::{name}"
+            for name in ("linear", "linear_relu", "linear_dynamic", "linear_relu_dynamic", "matmul")
+        ),
+        *(f"quantized::conv{n}d{relu}" for n in (1, 2, 3) for relu in ("", "_relu")),
+    }
 )
 
 
 def _never_called(model: nn.Module, run: _Survey) -> tuple[str, ...]:
     """Modules with products that neither ran nor lent their weight to a functional product."""
+    kinds = (*PRODUCT_MODULES, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)
     return tuple(
         name
         for name, module in model.named_modules()
-        if isinstance(module, PRODUCT_MODULES) and name not in run.called and name not in run.counts
+        if isinstance(module, kinds) and name not in run.called and name not in run.counts
     )
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from precalloc import profile, sites
-from precalloc.errors import CoverageError, DataError
+from precalloc.errors import DataError
 from precalloc.network.folding import fold_batch_norm
 
 EXAMPLES = 4
@@ -146,40 +146,6 @@ def test_exported_programs_have_the_same_sites(model, shape):
     original, graph = sites(model, x).sites, sites(exported, x).sites
     assert [figures(site) for site in graph] == [figures(site) for site in original]
     assert {site.name for site in original if site.channels > 1} <= {site.name for site in graph}
-
-
-class Uncoverable(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.recurrent, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3)
-
-    def forward(self, x):
-        return self.head(self.recurrent(x)[0][:, -1])
-
-
-class ThreeOperands(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Parameter(torch.zeros(4, 5)), nn.Parameter(torch.zeros(5, 3))
-        self.inner = nn.Linear(3, 3)
-
-    def forward(self, x):
-        return self.inner(torch.einsum("nd,dh,hc->nc", x, self.a, self.b))
-
-
-@pytest.mark.parametrize(
-    ("model", "shape", "name", "operator"),
-    [(Uncoverable(), (3, 4), "recurrent", "lstm"), (ThreeOperands(), (4,), "", "einsum")],
-)
-def test_uncovered_operators_are_named_and_stop_the_profile(model, shape, name, operator):
-    model, x = initialised(model), normal(2, EXAMPLES, *shape)
-    (uncovered,) = sites(model, x).uncovered
-    assert (uncovered.name, uncovered.operator) == (name, operator)
-    assert uncovered.macs > 0
-    with pytest.raises(CoverageError, match=rf"{operator} in '{name or 'the model'}'.*--allow-uncovered"):
-        profile(model, x, hardware())
-    allowed = profile(model, x, hardware(), allow_uncovered=True)
-    assert [site.kind for site in allowed.sites] == ["linear"]
 
 
 def test_covered_models_have_nothing_uncovered():

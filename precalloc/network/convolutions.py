@@ -1,0 +1,119 @@
+"""Linear layers and convolutions, plain and transposed, as products."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from precalloc.network.contractions import matrix_product
+from precalloc.network.operators import Call, Product, constant
+
+
+def parse_linear(call: Call) -> Product | None:
+    """Y = x W^T + b, with W of shape (outputs, inputs)."""
+    x, w = call.operand(0, "input"), call.operand(1, "weight")
+    if w.dim() == 1 or not call.is_static(w):
+        return _as_matrix_product(call, x, w)
+    return Product(
+        operator=call.name,
+        x=x,
+        w=w,
+        apply=call.with_operands("input", "weight"),
+        x_energy=lambda x: x.square().sum(-1, keepdim=True),
+        macs_per_output=constant(float(w.shape[1])),
+        channel_axes=(-1,),
+        rows=lambda w: w,
+    )
+
+
+def _as_matrix_product(call: Call, x: Tensor, w: Tensor) -> Product | None:
+    bias = call.operand(2, "bias")
+    product = matrix_product(call.name, x, w if w.dim() == 1 else w.mT, call.is_static)
+    return product if product is None or bias is None else replace(product, finish=lambda y: y + bias)
+
+
+def _group_energy(x: Tensor, groups: int, spatial: int) -> Tensor:
+    """Sum of squares over each group's channels, (N, groups, *space)."""
+    x = x if x.dim() == spatial + 2 else x.unsqueeze(0)
+    if groups == x.shape[1]:
+        return x.square()
+    if groups == 1:
+        return x.square().sum(1, keepdim=True)
+    energy: Tensor = x.square().unflatten(1, (groups, -1)).sum(2)
+    return energy
+
+
+def parse_conv(call: Call) -> Product | None:
+    """Convolution with weights of shape (channels, inputs / groups, *window)."""
+    x, w = call.operand(0, "input"), call.operand(1, "weight")
+    spatial = w.dim() - 2
+    groups = int(call.operand(6, "groups") or 1)
+    window = {
+        key: value
+        for position, key in ((3, "stride"), (4, "padding"), (5, "dilation"))
+        if (value := call.operand(position, key)) is not None
+    }
+    static = call.is_static(w)
+    conv = (torch.conv1d, torch.conv2d, torch.conv3d)[spatial - 1]
+
+    def x_energy(x: Tensor) -> Tensor:
+        ones = x.new_ones((groups, 1, *w.shape[2:]))
+        field = conv(_group_energy(x, groups, spatial), ones, None, groups=groups, **window)
+        return _spread_groups(field, x.dim() == spatial + 2, w.shape[0] // groups, groups)
+
+    return Product(
+        operator=call.name,
+        x=x,
+        w=w,
+        apply=call.with_operands("input", "weight"),
+        x_energy=x_energy,
+        macs_per_output=constant(float(w[0].numel())),
+        channel_axes=(-1 - spatial,) if static else None,
+        rows=(lambda w: w.flatten(1)) if static else None,
+        w_mean_square=None if static else lambda w: w.square().flatten(1).mean(1).reshape(-1, *[1] * spatial),
+    )
+
+
+def _spread_groups(field: Tensor, batched: bool, channels_per_group: int, groups: int) -> Tensor:
+    """Give every output channel its group's field; one group broadcasts."""
+    if groups > 1 and channels_per_group > 1:
+        field = field.repeat_interleave(channels_per_group, dim=1)
+    return field if batched else field.squeeze(0)
+
+
+def parse_conv_transpose(call: Call) -> Product | None:
+    """Transposed convolution with weights of shape (inputs, channels / groups, *window)."""
+    x, w = call.operand(0, "input"), call.operand(1, "weight")
+    spatial = w.dim() - 2
+    groups = int(call.operand(6, "groups") or 1)
+    window = {
+        key: value
+        for position, key in ((3, "stride"), (4, "padding"), (5, "output_padding"), (7, "dilation"))
+        if (value := call.operand(position, key)) is not None
+    }
+    static = call.is_static(w)
+    conv = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)[spatial - 1]
+    channels = w.shape[1] * groups
+
+    def rows(w: Tensor) -> Tensor:
+        by_group: Tensor = w.unflatten(0, (groups, -1))
+        return by_group.transpose(1, 2).reshape(channels, -1)
+
+    def x_energy(x: Tensor) -> Tensor:
+        ones = x.new_ones((groups, 1, *w.shape[2:]))
+        field = conv(_group_energy(x, groups, spatial), ones, None, groups=groups, **window)
+        return _spread_groups(field, x.dim() == spatial + 2, w.shape[1], groups)
+
+    return Product(
+        operator=call.name,
+        x=x,
+        w=w,
+        apply=call.with_operands("input", "weight"),
+        x_energy=x_energy,
+        macs_per_output=lambda y: x.numel() * w[0].numel() / y.numel(),
+        channel_axes=(-1 - spatial,) if static else None,
+        rows=rows if static else None,
+        w_mean_square=None if static else lambda w: rows(w).square().mean(1).reshape(-1, *[1] * spatial),
+    )
