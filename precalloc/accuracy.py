@@ -134,6 +134,11 @@ class SimulatedAccuracy:
         )
 
 
+def perplexity(loss: float) -> float:
+    """exp(loss), of a loss per token in nats; infinite where that is beyond what a float holds."""
+    return math.exp(loss) if loss < 700.0 else math.inf
+
+
 def _linearised(values: Values, weight: Values | None) -> Values:
     """Values (seeds, n) whose plain mean is the weighted mean R of ``values``, and its variance that of the ratio.
 

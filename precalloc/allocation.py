@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -17,13 +18,19 @@ from precalloc.profiles import FloatArray, Provenance, Site
 
 @dataclass(frozen=True)
 class UniformAllocation:
-    """One K for the whole network, with the same figures as an allocation."""
+    """One K for the whole network, with the same figures as an allocation; ``clean_loss`` is the loss without noise."""
 
     repetitions: float
     energy_joule: float
     damage: float
     predicted: Prediction | None
     simulated: SimulatedAccuracy | None = None
+    clean_loss: float = math.nan
+
+    @property
+    def predicted_loss(self) -> float:
+        """Loss on the calibration data plus the damage; per token for language models."""
+        return self.clean_loss + self.damage
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,8 @@ class Allocation:
         Of the profile.
     seed
         Of the prediction's integration.
+    clean_loss
+        Loss of the noiseless network on the calibration data.
     """
 
     granularity: Granularity
@@ -101,6 +110,7 @@ class Allocation:
     provenance: Provenance
     seed: int
     simulated: SimulatedAccuracy | None = None
+    clean_loss: float = math.nan
 
     def __post_init__(self) -> None:
         for entry in self:
@@ -124,6 +134,11 @@ class Allocation:
     def macs(self) -> float:
         """Multiply-accumulates per inference at one repetition everywhere."""
         return sum(entry.site.macs for entry in self.sites)
+
+    @property
+    def predicted_loss(self) -> float:
+        """Loss on the calibration data plus the damage; per token for language models."""
+        return self.clean_loss + self.objective
 
     @property
     def energy_per_mac_joule(self) -> float:

@@ -160,6 +160,12 @@ class Allocator:
         ProfileError
             If the profile holds no margins for the granularity.
         """
+        task = self.profile.provenance.task
+        if task != "classification":
+            raise BudgetError(
+                f"An accuracy drop can be promised for classification only; this profile is of {task}. "
+                "Give a budget, and read the predicted loss."
+            )
         if not 0.0 < max_drop < 1.0:
             raise BudgetError(f"Accuracy drop {max_drop!r} must lie between 0 and 1: two points are 0.02.")
         predictor = self.predictor or Predictor.of(self.profile, self.hardware, self.objective.granularity)
@@ -182,7 +188,13 @@ class Allocator:
 
     def uniform(self, k: float) -> UniformAllocation:
         """Give the figures of one K for the whole network."""
-        return UniformAllocation(k, self.objective.energy_joule(k), self.objective.damage_at(k), self._predict(k))
+        return UniformAllocation(
+            k,
+            self.objective.energy_joule(k),
+            self.objective.damage_at(k),
+            self._predict(k),
+            clean_loss=self.profile.clean_loss,
+        )
 
     def _solve(self, energy: float) -> tuple[FloatArray, Solution]:
         """K of least damage within an energy, and the solver's certificate; never worse than uniform K."""
@@ -265,6 +277,7 @@ class Allocator:
             matching_uniform=matching,
             provenance=self.profile.provenance,
             seed=self.seed,
+            clean_loss=self.profile.clean_loss,
         )
 
     def _site_allocations(self, k: FloatArray) -> tuple[SiteAllocation, ...]:

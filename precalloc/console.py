@@ -72,18 +72,38 @@ def summary_table(allocation: Allocation) -> Table:
     a, uniform = allocation, allocation.uniform
     saving = None if a.saving is None else f"energy saved at equal predicted accuracy: {figures.percent(a.saving)}"
     table = Table(title=escape(f"{a.hardware.name}, {a.request}"), caption=saving, title_justify="left")
-    for heading in ("", "accuracy predicted", "simulated"):
+    classifies = a.provenance.task == "classification"
+    for heading in ("", "accuracy predicted" if classifies else "loss predicted", "simulated"):
         table.add_column(heading, justify="left" if not heading else "right")
     table.add_column("energy", justify="right", no_wrap=True)
-    table.add_row("clean", figures.percent(_clean(a.predicted)), figures.percent(_clean(a.simulated)), "")
+    table.add_row("clean", *(_clean_accuracy(a) if classifies else _clean_loss(a)), "")
     rows: tuple[tuple[str, Allocation | UniformAllocation], ...] = (
         (f"uniform, K = {figures.repetitions(uniform)}", uniform),
         (f"allocated per {a.granularity}", a),
     )
     for name, entry in rows:
-        numbers = figures.accuracy(entry.predicted), figures.accuracy(entry.simulated)
+        if classifies:
+            numbers = figures.accuracy(entry.predicted), figures.accuracy(entry.simulated)
+        else:
+            numbers = figures.loss(entry.predicted_loss, a.provenance.task), figures.simulated_loss(entry.simulated)
         table.add_row(name, *numbers, format_energy(entry.energy_joule))
     return table
+
+
+def _clean_accuracy(a: Allocation) -> tuple[str, str]:
+    from precalloc import figures
+
+    return figures.percent(_clean(a.predicted)), figures.percent(_clean(a.simulated))
+
+
+def _clean_loss(a: Allocation) -> tuple[str, str]:
+    from precalloc import figures
+
+    simulated = None if a.simulated is None else a.simulated.loss
+    return (
+        figures.loss(a.clean_loss, a.provenance.task),
+        "-" if simulated is None else figures.loss(simulated.clean_loss, a.provenance.task),
+    )
 
 
 def _clean(value: Prediction | SimulatedAccuracy | None) -> float | None:
@@ -138,11 +158,16 @@ def hardware_table(presets: dict[str, Hardware]) -> Table:
 
 
 def simulation_table(simulated: SimulatedAccuracy) -> Table:
-    """Tabulate a simulated accuracy."""
+    """Tabulate a simulated score and loss."""
     from precalloc import figures
 
     table = Table(title=f"{simulated.examples} examples, {simulated.seeds} noise seeds", title_justify="left")
-    for heading in ("clean", "under noise", "drop, points"):
+    for heading in ("", "clean", "under noise", "difference"):
         table.add_column(heading, justify="right")
-    table.add_row(figures.percent(simulated.clean_accuracy), figures.accuracy(simulated), figures.drop(simulated))
+    if simulated.score:
+        noisy, lost = figures.accuracy(simulated), f"-{figures.drop(simulated)} points"
+        table.add_row(simulated.score, figures.percent(simulated.clean_accuracy), noisy, lost)
+    if simulated.loss is not None:
+        clean = figures.loss(simulated.loss.clean_loss, simulated.task)
+        table.add_row("loss", clean, figures.simulated_loss(simulated), figures.loss_increase(simulated))
     return table

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from precalloc.accuracy import SimulatedAccuracy
+import math
+
+from precalloc.accuracy import SimulatedAccuracy, perplexity
 from precalloc.allocation import SiteAllocation, UniformAllocation
 from precalloc.prediction import Prediction
 
@@ -11,21 +13,45 @@ Accuracy = Prediction | SimulatedAccuracy
 
 def percent(share: float | None) -> str:
     """Write a share as "94.2 %", or a dash where there is none."""
-    return "-" if share is None else f"{100.0 * share:.1f} %"
+    return "-" if share is None or math.isnan(share) else f"{100.0 * share:.1f} %"
 
 
 def accuracy(value: Accuracy | None) -> str:
     """Write an accuracy with its 95 % interval, or a dash where there is none."""
-    if value is None:
+    if value is None or math.isnan(value.accuracy):
         return "-"
     return f"{100.0 * value.accuracy:.1f} % [{100.0 * value.accuracy_low:.1f}, {100.0 * value.accuracy_high:.1f}]"
 
 
 def drop(value: Accuracy | None) -> str:
     """Write a drop in points with its 95 % interval, or a dash where there is none."""
-    if value is None:
+    if value is None or math.isnan(value.drop):
         return "-"
     return f"{100.0 * value.drop:.1f} [{100.0 * value.drop_low:.1f}, {100.0 * value.drop_high:.1f}]"
+
+
+def loss(value: float, task: str) -> str:
+    """Write a loss "2.3451", for language models with its perplexity: "2.3451 (perplexity 10.43)"."""
+    number = "-" if math.isnan(value) else f"{value:.4f}"
+    return f"{number} (perplexity {perplexity(value):.2f})" if task == "language-model" else number
+
+
+def simulated_loss(value: SimulatedAccuracy | None) -> str:
+    """Write a simulated loss with its 95 % interval (for language models a perplexity), or a dash."""
+    if value is None or value.loss is None:
+        return "-"
+    ends = value.loss.loss, value.loss.loss_low, value.loss.loss_high
+    if value.task == "language-model":
+        return "perplexity {:.2f} [{:.2f}, {:.2f}]".format(*map(perplexity, ends))
+    return "{:.4f} [{:.4f}, {:.4f}]".format(*ends)
+
+
+def loss_increase(value: SimulatedAccuracy | None) -> str:
+    """Write by how much noise raised the loss, with its 95 % interval, or a dash."""
+    if value is None or value.loss is None:
+        return "-"
+    found = value.loss
+    return f"{found.increase:.4f} [{found.increase_low:.4f}, {found.increase_high:.4f}]"
 
 
 def count(value: float) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from dataclasses import asdict
 from typing import Any
 
 from precalloc import __version__
-from precalloc.accuracy import SimulatedAccuracy
+from precalloc.accuracy import SimulatedAccuracy, perplexity
 from precalloc.allocation import Allocation, SiteAllocation, UniformAllocation
 from precalloc.kmaps import SCHEMA, VERSION, plain_number
 from precalloc.objective import Granularity
@@ -45,6 +46,7 @@ def kmap_record(allocation: Allocation) -> dict[str, Any]:
         "gap": allocation.gap,
         "multiplier": plain_number(allocation.multiplier),
         "status": allocation.status,
+        **_loss_record(allocation),
         "predicted": _accuracy_record(allocation.predicted),
         "simulated": _accuracy_record(allocation.simulated),
         "uniform": _uniform_record(allocation.uniform),
@@ -98,7 +100,25 @@ def _site_record(entry: SiteAllocation, granularity: Granularity) -> dict[str, A
 
 
 def _accuracy_record(accuracy: Prediction | SimulatedAccuracy | None) -> dict[str, Any] | None:
-    return None if accuracy is None else asdict(accuracy)
+    return None if accuracy is None else {name: _without_nan(value) for name, value in asdict(accuracy).items()}
+
+
+def _loss_record(allocation: Allocation) -> dict[str, Any]:
+    """Predicted loss and, for language models, perplexity."""
+    losses = {"clean_loss": allocation.clean_loss, "predicted_loss": allocation.predicted_loss}
+    if allocation.provenance.task == "language-model":
+        losses["clean_perplexity"] = perplexity(allocation.clean_loss)
+        losses["predicted_perplexity"] = perplexity(allocation.predicted_loss)
+    return {name: plain_number(value) for name, value in losses.items()}
+
+
+def _without_nan(value: object) -> object:
+    """Null where there is no figure, as JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {name: _without_nan(entry) for name, entry in value.items()}
+    if isinstance(value, tuple):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _uniform_record(uniform: UniformAllocation | None) -> dict[str, Any] | None:
@@ -108,6 +128,7 @@ def _uniform_record(uniform: UniformAllocation | None) -> dict[str, Any] | None:
         "repetitions": plain_number(uniform.repetitions),
         "energy_joule": uniform.energy_joule,
         "objective": uniform.damage,
+        "predicted_loss": plain_number(uniform.predicted_loss),
         "predicted": _accuracy_record(uniform.predicted),
         "simulated": _accuracy_record(uniform.simulated),
     }

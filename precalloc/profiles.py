@@ -102,9 +102,9 @@ class Provenance:
     estimator: str
     seed: int
     range_percentile: float
+    versions: Mapping[str, str] = field(default_factory=dict)
     task: str = "classification"
     score: str = "accuracy"
-    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from precalloc.accuracy import SimulatedAccuracy
 from precalloc.allocation import Allocation
 from precalloc.objective import split_terms
 from precalloc.rendering import render
@@ -42,6 +43,8 @@ def _floor_warning(a: Allocation) -> list[str]:
 
 
 def _prediction_warnings(a: Allocation) -> list[str]:
+    if a.provenance.task != "classification":
+        return []
     if a.predicted is None or a.uniform.predicted is None:
         return [f"The profile holds no margins per {a.granularity}, so no accuracy is predicted."]
     found = []
@@ -54,10 +57,9 @@ def _prediction_warnings(a: Allocation) -> list[str]:
 
 def _simulation_warnings(a: Allocation) -> list[str]:
     if a.simulated is None:
-        return ["Not simulated yet: the accuracies are predictions. Check with 'precalloc validate' on other data."]
+        return ["Not simulated yet: what is shown is predicted. Check with 'precalloc validate' on other data."]
     found = []
-    uniform = a.uniform.simulated
-    if uniform is not None and a.simulated.accuracy_high < uniform.accuracy_low:
+    if a.uniform.simulated is not None and _is_worse(a.simulated, a.uniform.simulated):
         found.append("Simulated, uniform K is better at this energy. Do not use this allocation.")
     if a.predicted is not None and not (
         a.predicted.drop_low <= a.simulated.drop_high and a.simulated.drop_low <= a.predicted.drop_high
@@ -65,4 +67,17 @@ def _simulation_warnings(a: Allocation) -> list[str]:
         found.append(
             "Predicted and simulated drop disagree: their 95 % intervals do not meet. Trust the simulated one."
         )
+    loss = a.simulated.loss
+    if a.predicted is None and loss and not loss.increase_low <= a.objective <= loss.increase_high:
+        found.append(
+            f"The predicted increase of the loss, {a.objective:.3g}, lies outside the 95 % interval of the simulated "
+            "one. Trust the simulated one."
+        )
     return found
+
+
+def _is_worse(one: SimulatedAccuracy, other: SimulatedAccuracy) -> bool:
+    """Whether the 95 % intervals tell that one is worse: in score or, where there is none, in loss."""
+    if one.score or one.loss is None or other.loss is None:
+        return one.accuracy_high < other.accuracy_low
+    return one.loss.loss_low > other.loss.loss_high

@@ -26,12 +26,14 @@ PROFILE_FILE = "profile.npz"
 
 @dataclass(frozen=True)
 class Effort:
-    """How measurement and simulation run: seed, batch size, noise seeds, and who is told of progress."""
+    """How measurement and simulation run: seeds, batch size, what the network is for, and who is told of progress."""
 
     seed: int = 0
     batch_size: int = 32
     noise_seeds: int = 8
     allow_uncovered: bool = False
+    task: str | None = None
+    output: str | None = None
     progress: Progress = silent
 
 
@@ -45,6 +47,8 @@ def measure(
         model,
         data,
         hardware,
+        task=effort.task,
+        output=effort.output,
         seed=effort.seed,
         batch_size=effort.batch_size,
         allow_uncovered=effort.allow_uncovered,
@@ -83,6 +87,8 @@ def simulate(
         model,
         data,
         kmap,
+        task=effort.task,
+        output=effort.output,
         seeds=effort.noise_seeds,
         seed=effort.seed,
         batch_size=effort.batch_size,

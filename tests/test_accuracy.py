@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from precalloc.accuracy import SimulatedAccuracy
+from precalloc.accuracy import SimulatedAccuracy, SimulatedLoss
 
 
 def test_figures_of_a_small_table():
@@ -42,3 +42,31 @@ def test_intervals_cover_the_population_mean(example_spread, seed_spread):
         result = SimulatedAccuracy.from_outcomes(correct, np.ones(n, bool))
         hits += result.accuracy_low <= truth <= result.accuracy_high
     assert abs(hits / trials - 0.95) < 3.0 * math.sqrt(0.95 * 0.05 / trials)
+
+
+def test_weighted_means_are_those_of_tokens():
+    rng = np.random.default_rng(0)
+    losses, clean, tokens = rng.random((3, 20)), rng.random(20), rng.integers(1, 9, 20).astype(float)
+    found = SimulatedLoss.from_losses(losses, clean, tokens)
+    assert found.loss == pytest.approx(np.average(losses.mean(0), weights=tokens))
+    assert found.clean_loss == pytest.approx(np.average(clean, weights=tokens))
+    assert found.increase == pytest.approx(found.loss - found.clean_loss)
+    np.testing.assert_allclose(found.per_seed, np.average(losses, axis=1, weights=tokens))
+    right = rng.random((3, 20)) < 0.5
+    accuracy = SimulatedAccuracy.from_outcomes(right, right[0], tokens)
+    assert accuracy.accuracy == pytest.approx(np.average(right.mean(0), weights=tokens))
+
+
+def test_loss_intervals_cover_the_population_mean():
+    """Examples of unequal weight, correlated with their loss, and noise draws: 95 % of intervals hold the truth."""
+    rng, trials, hits, hits_increase = np.random.default_rng(0), 600, 0, 0
+    for _ in range(trials):
+        tokens = rng.integers(1, 10, 150).astype(float)  # E[w] = 5, E[w^2] = 95 / 3
+        clean = tokens + rng.standard_normal(150)
+        increase = 0.5 + 0.3 * rng.standard_normal((8, 1)) + rng.standard_normal((8, 150))
+        found = SimulatedLoss.from_losses(clean + increase, clean, tokens)
+        truth = 95.0 / 3.0 / 5.0
+        hits += found.loss_low <= truth + 0.5 <= found.loss_high
+        hits_increase += found.increase_low <= 0.5 <= found.increase_high
+    for count in (hits, hits_increase):
+        assert abs(count / trials - 0.95) < 3.0 * math.sqrt(0.95 * 0.05 / trials)

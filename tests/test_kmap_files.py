@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from importlib import resources
 
 import jsonschema
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from builders import CHANNELS, make_hardware, make_profile
 
-from precalloc.accuracy import SimulatedAccuracy
+from precalloc.accuracy import SimulatedAccuracy, SimulatedLoss
 from precalloc.allocator import allocate
 from precalloc.errors import KMapError, PrecallocError
 from precalloc.hardware import NoiseKind, Redundancy
@@ -21,7 +22,19 @@ SCHEMA = json.loads((resources.files("precalloc") / "schemas" / "kmap.schema.jso
 
 def simulated():
     rng = np.random.default_rng(0)
-    return SimulatedAccuracy.from_outcomes(rng.random((4, 50)) < 0.8, rng.random(50) < 0.95)
+    loss = SimulatedLoss.from_losses(rng.random((4, 50)), rng.random(50))
+    return SimulatedAccuracy.from_outcomes(rng.random((4, 50)) < 0.8, rng.random(50) < 0.95, loss=loss)
+
+
+def language_model():
+    """A language model's allocation, simulated, without any score."""
+    profile = make_profile(margins=False)
+    profile = replace(profile, provenance=replace(profile.provenance, task="language-model"))
+    rng = np.random.default_rng(0)
+    loss = SimulatedLoss.from_losses(rng.random((4, 50)), rng.random(50), rng.integers(1, 9, 50).astype(float))
+    missing = np.full((4, 50), np.nan)
+    scoreless = SimulatedAccuracy.from_outcomes(missing, missing[0], loss=loss, task="language-model", score="")
+    return allocate(profile, "15x", hardware=make_hardware()).with_simulation(scoreless, scoreless)
 
 
 def allocations():
@@ -35,6 +48,7 @@ def allocations():
         "unpredicted": allocate(make_profile(margins=False), "7x", hardware=shot),
         "max_drop": allocate(make_profile(examples=2000), max_drop=0.03, hardware=shot),
         "simulated": layer.with_simulation(simulated(), simulated()),
+        "language model": language_model(),
     }
 
 
@@ -80,6 +94,17 @@ def test_json_holds_the_figures_of_the_allocation():
     assert record["uniform"]["repetitions"] == 15
     assert record["uniform"]["simulated"]["seeds"] == 4
     assert all(isinstance(site["repetitions"], int) for site in record["sites"])
+
+
+def test_json_holds_loss_and_perplexity():
+    allocation = allocations()["language model"]
+    record = json.loads(kmap_json(allocation))
+    assert record["predicted_loss"] == pytest.approx(0.2 + record["objective"])
+    assert record["predicted_perplexity"] == pytest.approx(np.exp(record["predicted_loss"]))
+    assert record["simulated"]["accuracy"] is None
+    assert record["simulated"]["per_seed"] == [None] * 4
+    assert record["simulated"]["loss"]["increase"] == allocation.simulated.loss.increase
+    assert "predicted_perplexity" not in json.loads(kmap_json(allocations()["layer"]))
 
 
 def test_unknown_entries_are_ignored():

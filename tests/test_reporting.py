@@ -1,12 +1,14 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from builders import make_hardware, make_profile
 
-from precalloc.accuracy import SimulatedAccuracy
+from precalloc.accuracy import SimulatedAccuracy, SimulatedLoss
 from precalloc.allocator import allocate
-from precalloc.console import kmap_table, progress_bars, simulation_table, summary_table
+from precalloc.console import kmap_table, progress_bars, simulation_table, standard_console, summary_table
+from precalloc.errors import BudgetError
 from precalloc.hardware import NoiseKind, Redundancy
 from precalloc.reporting import report_markdown, warnings
 
@@ -59,8 +61,6 @@ def test_a_failure_to_help_is_said():
 
 @pytest.mark.parametrize("granularity", ["layer", "channel"])
 def test_tables_fit_80_columns_without_colour(granularity, capsys):
-    from precalloc.console import standard_console
-
     allocation = allocate(make_profile(), "15x", hardware=make_hardware(), granularity=granularity)
     allocation = allocation.with_simulation(outcomes(0.9), outcomes(0.8))
     console = standard_console()
@@ -80,3 +80,39 @@ def test_progress_is_silent_where_there_is_no_terminal(capsys):
         progress(1, 2, "profiling")
         progress(2, 2, "profiling")
     assert capsys.readouterr() == ("", "")
+
+
+def losses(increase, task, score=""):
+    rng = np.random.default_rng(0)
+    clean = rng.exponential(1.0, 200)
+    noisy = clean + increase * (1.0 + rng.standard_normal((4, 200)))
+    loss = SimulatedLoss.from_losses(noisy, clean)
+    rows = np.full((4, 200), np.nan) if not score else rng.random((4, 200))
+    return SimulatedAccuracy.from_outcomes(rows, rows[0], loss=loss, task=task, score=score)
+
+
+@pytest.mark.parametrize("task", ["regression", "language-model"])
+def test_tasks_without_accuracy_are_told_by_their_loss(task, capsys):
+    profile = make_profile(margins=False)
+    score = "token accuracy" if task == "language-model" else ""
+    profile = replace(profile, provenance=replace(profile.provenance, task=task, score=score))
+    allocation = allocate(profile, "15x", hardware=make_hardware())
+    assert allocation.predicted_loss == pytest.approx(0.2 + allocation.objective)
+    assert allocation.uniform.predicted_loss >= allocation.predicted_loss
+    text = report_markdown(allocation)
+    assert f"| predicted loss | {allocation.predicted_loss:.4f}" in text
+    assert ("predicted accuracy" in text, "no margins" in text) == (False, False)
+    assert ("perplexity" in text) == (task == "language-model")
+    simulated = losses(allocation.objective, task, score)
+    both = allocation.with_simulation(simulated, losses(allocation.uniform.damage, task, score))
+    found = simulated.loss.increase, simulated.loss.increase_low, simulated.loss.increase_high
+    assert "{:.4f} [{:.4f}, {:.4f}]".format(*found) in report_markdown(both)
+    assert "outside the 95 %" not in report_markdown(both)
+    assert "outside the 95 %" in report_markdown(allocation.with_simulation(losses(5.0 * allocation.objective, task)))
+    with pytest.raises(BudgetError, match=f"this profile is of {task}"):
+        allocate(profile, max_drop=0.1, hardware=make_hardware())
+    for table in (summary_table(both), simulation_table(simulated)):
+        standard_console().print(table)
+        printed = capsys.readouterr().out
+        assert max(len(line) for line in printed.splitlines()) <= 80
+        assert f"{simulated.loss.clean_loss:.4f}" in printed

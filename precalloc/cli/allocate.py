@@ -16,8 +16,10 @@ from precalloc.cli.options import (
     OptionalHardware,
     OptionalModel,
     OutFolder,
+    OutputName,
     ProfileFile,
     Seed,
+    TaskName,
     Weights,
 )
 from precalloc.cli.results import finish
@@ -37,6 +39,8 @@ def allocate(
     granularity: OneGranularity = Granularity.LAYER,
     validate: Annotated[str | None, typer.Option(help="Other data to simulate on; needs MODEL.")] = None,
     seeds: NoiseSeeds = 8,
+    task: TaskName = None,
+    output: OutputName = None,
     seed: Seed = 0,
     batch_size: BatchSize = 32,
     allow_uncovered: AllowUncovered = False,
@@ -52,7 +56,7 @@ def allocate(
     chosen = None if hardware is None else Hardware.load(hardware)
     network = workflow.load(model, weights) if model and (validate or not profile) else None
     with progress_bars() as progress:
-        effort = workflow.Effort(seed, batch_size, seeds, allow_uncovered, progress)
+        effort = workflow.Effort(seed, batch_size, seeds, allow_uncovered, task, output, progress)
         if profile is not None:
             measured = Profile.load(profile)
         else:

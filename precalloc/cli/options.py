@@ -22,6 +22,17 @@ OptionalHardware = Annotated[
     str | None, typer.Option(help="As for 'profile'; with --profile, by default the one that was profiled for.")
 ]
 OneGranularity = Annotated[Granularity, typer.Option(help="One K per layer or per channel.")]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="classification, token-classification, language-model or regression; told from output and labels "
+        "where it can be.",
+    ),
+]
+OutputName = Annotated[
+    str | None, typer.Option("--output", help="Name or index of the output that counts, where the model has several.")
+]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples at a time; bounds the memory.")]
 NoiseSeeds = Annotated[int, typer.Option("--seeds", min=1, help="Noise draws per example in simulations.")]

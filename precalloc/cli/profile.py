@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from precalloc.cli.options import AllowUncovered, BatchSize, Calibration, HardwareName, Model, Seed, Weights
+from precalloc.cli.options import (
+    AllowUncovered,
+    BatchSize,
+    Calibration,
+    HardwareName,
+    Model,
+    OutputName,
+    Seed,
+    TaskName,
+    Weights,
+)
 
 
 def profile(
@@ -16,6 +26,8 @@ def profile(
     hardware: HardwareName,
     out: Annotated[Path, typer.Option(help="Profile file to write (.npz).")],
     weights: Weights = None,
+    task: TaskName = None,
+    output: OutputName = None,
     seed: Seed = 0,
     batch_size: BatchSize = 32,
     allow_uncovered: AllowUncovered = False,
@@ -28,7 +40,9 @@ def profile(
     chosen = Hardware.load(hardware)
     network, examples = workflow.load(model, weights), workflow.load_examples(data)
     with progress_bars() as progress:
-        effort = workflow.Effort(seed, batch_size, allow_uncovered=allow_uncovered, progress=progress)
+        effort = workflow.Effort(
+            seed, batch_size, allow_uncovered=allow_uncovered, task=task, output=output, progress=progress
+        )
         measured = workflow.measure(network, model, examples, chosen, effort, workflow.checkpoint_of(out))
     measured.save(out)
     typer.echo(f"{len(measured.sites)} sites of {measured.provenance.examples} examples: {out}")

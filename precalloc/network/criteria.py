@@ -116,7 +116,7 @@ class TokenClassification:
     @property
     def name(self) -> str:
         """Language model where the next token is predicted."""
-        return "language model" if self.shift else "token classification"
+        return "language-model" if self.shift else "token-classification"
 
     def reference(self, output: Tensor, batch: Batch) -> Tensor:
         """Labels by position, shifted where the next token is predicted; without labels the strongest classes.
@@ -211,7 +211,7 @@ class CustomLoss:
     """
 
     function: LossFn
-    name: str = "custom loss"
+    name: str = "custom-loss"
     score_name: str = ""
 
     def reference(self, output: Tensor, batch: Batch) -> Any:

@@ -26,7 +26,7 @@ from precalloc.network.data import Batch
 from precalloc.network.draws import ExampleDraws
 from precalloc.network.forward import Forward, ForwardFn
 
-TASKS = ("classification", "language-model", "regression")
+TASKS = ("classification", "token-classification", "language-model", "regression")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """What the task is called in files: "classification", "language model", ..."""
+        """What the task is called in files: "classification", "language-model", ..."""
         return self.criterion.name
 
     @property
@@ -66,7 +66,7 @@ class Task:
         """What the score is called; empty where there is none."""
         if self.metric_fn is not None:
             return getattr(self.metric_fn, "__name__", "metric")
-        if not self.criterion.score_name or labelled or self.name == "language model":
+        if not self.criterion.score_name or labelled or self.name == "language-model":
             return self.criterion.score_name
         return self.criterion.score_name.replace("accuracy", "agreement")
 
@@ -170,10 +170,11 @@ def resolve_task(
         raise ModelError(f"Task {task!r} is unknown. Choose {', '.join(TASKS)}, or give loss_fn.")
     if task == "language-model" or (task is None and _is_causal_language_model(model)):
         return Task(TokenClassification(shift=True), forward, metric_fn)
+    if task == "token-classification":
+        return Task(TokenClassification(), forward, metric_fn)
     if task == "regression":
         return Task(Regression(), forward, metric_fn)
-    criterion = _infer(forward(model, batch), batch.labels, task is not None)
-    return Task(criterion, forward, metric_fn)
+    return Task(_infer(forward(model, batch), batch.labels, task is not None), forward, metric_fn)
 
 
 def _infer(output: Tensor, labels: Tensor | None, must_classify: bool) -> Criterion:
@@ -183,7 +184,7 @@ def _infer(output: Tensor, labels: Tensor | None, must_classify: bool) -> Criter
             return Regression()
     elif output.dim() == 2 and output.shape[1] > 1 and (labels is None or labels.dim() == 1):
         return Classification()
-    elif output.dim() > 2 and (must_classify if labels is None else labels.dim() == output.dim() - 1):
+    elif output.dim() > 2 and labels is not None and labels.dim() == output.dim() - 1:
         return TokenClassification()
     if output.dim() == 2 and output.shape[1] > 1 and labels is not None:
         raise DataError(

@@ -120,8 +120,8 @@ class Wrapped(nn.Module):
         (lambda y: y, normal(2, 8, 4), "regression"),
         (lambda y: y[:, 0], normal(2, 8), "regression"),
         (lambda y: y[:, :1], normal(2, 8), "regression"),
-        (lambda y: y.view(8, 2, 2), torch.ones(8, 2, dtype=torch.int64), "token classification"),
-        (lambda y: y[:, :, None].expand(8, 4, 5), torch.ones(8, 5, dtype=torch.int64), "token classification"),
+        (lambda y: y.view(8, 2, 2), torch.ones(8, 2, dtype=torch.int64), "token-classification"),
+        (lambda y: y[:, :, None].expand(8, 4, 5), torch.ones(8, 5, dtype=torch.int64), "token-classification"),
     ],
 )
 def test_the_task_is_told_from_output_and_labels(make, labels, expected):
