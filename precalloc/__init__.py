@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from precalloc.kmaps import KMap
     from precalloc.marking import landmarks
     from precalloc.network.profiling import profile
+    from precalloc.network.refinement import refine
     from precalloc.network.simulation import validate
     from precalloc.network.sites import discover as sites
     from precalloc.plots import plot_calibration, plot_curve, plot_kmap, plot_noise_bits, plot_sensitivity
@@ -43,6 +44,7 @@ _EXPORTS = {
     "plot_noise_bits": "precalloc.plots",
     "plot_sensitivity": "precalloc.plots",
     "profile": "precalloc.network.profiling",
+    "refine": "precalloc.network.refinement",
     "sites": "precalloc.network.sites:discover",
     "sweep": "precalloc.sweeping",
     "validate": "precalloc.network.simulation",
@@ -67,6 +69,7 @@ __all__ = [
     "plot_noise_bits",
     "plot_sensitivity",
     "profile",
+    "refine",
     "sites",
     "sweep",
     "validate",

@@ -139,6 +139,11 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700.0 else math.inf
 
 
+def paired_difference(first: Values, second: Values, weight: Values | None = None) -> tuple[float, float, float]:
+    """Mean of ``first`` - ``second``, (seeds, n) under the same noise seeds, and its 95 % interval."""
+    return _mean_interval(_linearised(first - second, weight))
+
+
 def _linearised(values: Values, weight: Values | None) -> Values:
     """Values (seeds, n) whose plain mean is the weighted mean R of ``values``, and its variance that of the ratio.
 

@@ -14,6 +14,7 @@ from precalloc.kmaps import KMap, SiteRanges
 from precalloc.objective import Granularity
 from precalloc.prediction import Prediction
 from precalloc.profiles import FloatArray, Provenance, Site
+from precalloc.refinements import Refinement
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class Allocation:
         Of the prediction's integration.
     clean_loss
         Loss of the noiseless network on the calibration data.
+    refinement
+        What `precalloc.refine` saw; None where it was not called.
     """
 
     granularity: Granularity
@@ -111,6 +114,7 @@ class Allocation:
     seed: int
     simulated: SimulatedAccuracy | None = None
     clean_loss: float = math.nan
+    refinement: Refinement | None = None
 
     def __post_init__(self) -> None:
         for entry in self:

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,11 +41,10 @@ class SiteNoise:
     ranges: SiteRanges
 
     @classmethod
-    def of(cls, hardware: Hardware, repetitions: FloatArray, ranges: SiteRanges) -> SiteNoise:
+    def of(cls, hardware: Hardware, repetitions: FloatArray | Tensor, ranges: SiteRanges) -> SiteNoise:
         """Noise at K ``repetitions``; a term that the hardware's redundancy does not average keeps its strength."""
-        one = np.ones_like(repetitions)
         strength = {
-            term.kind: term.strength / (repetitions if hardware.is_averaged(term) else one) for term in hardware.noise
+            term.kind: term.strength / repetitions ** float(hardware.is_averaged(term)) for term in hardware.noise
         }
         return cls(strength, ranges)
 

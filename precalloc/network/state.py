@@ -49,5 +49,9 @@ def preserved_rng() -> Iterator[None]:
 
 def seeded_generator(device: torch.device, *entropy: int) -> torch.Generator:
     """Generator on a device from several integers, well mixed, so that neighbouring seeds share nothing."""
-    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return torch.Generator(device).manual_seed(seed)
+    return torch.Generator(device).manual_seed(derived_seed(*entropy))
+
+
+def derived_seed(*entropy: int) -> int:
+    """Seed from several integers, well mixed: one purpose's draws have nothing in common with another's."""
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))

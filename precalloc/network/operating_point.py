@@ -1,0 +1,102 @@
+"""What a network loses at a K map's own noise, and how that changes with every K.
+
+Curvature looks at vanishing noise. At the noise that a K map has, the loss E[L(K)] over noise and examples answers to
+log K_u by
+
+    s_u(K) = -K_u^2 dE[L] / dK_u = -K_u dE[L] / d log K_u,
+
+the local sensitivity: where damage is exactly s_u / K_u it is the same s_u at every K, and elsewhere it takes in what
+curvature cannot see, above all the shift of means behind nonlinearities. With re-parametrised noise e_i = sigma_i z_i /
+sqrt(K_u) the derivative is an expectation of gradients (Kingma and Welling 2014, arXiv:1312.6114),
+
+    s_u(K) = K_u / 2 E[ sum_{i in u} e_i dL / dy_i ],
+
+here over pairs of opposite noise z and -z, which cancels the part that is linear in the noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from precalloc.kmaps import KMap
+from precalloc.network.curvature import ChannelSlots
+from precalloc.network.data import Batch
+from precalloc.network.forward import model_device
+from precalloc.network.interception import intercept
+from precalloc.network.noise import NoiseInjector, SiteNoise
+from precalloc.network.tasks import Task
+from precalloc.profiles import FloatArray
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A batch with what the noiseless network says of it.
+
+    Parameters
+    ----------
+    batch
+        The examples.
+    reference
+        Their labels or, unlabelled, the noiseless network's own predictions.
+    weight : (examples,)
+        How much every example counts in means.
+    """
+
+    batch: Batch
+    reference: object
+    weight: Tensor
+
+    @classmethod
+    def of(cls, model: nn.Module, task: Task, batch: Batch) -> Judged:
+        """Run the noiseless network on a batch."""
+        with torch.no_grad():
+            output = task.output(model, batch)
+            reference = task.reference(output, batch)
+            return cls(batch, reference, task.weight(output, reference))
+
+
+def noisy_values(model: nn.Module, task: Task, judged: Judged, injector: NoiseInjector) -> FloatArray:
+    """Loss and score of every example under one draw of noise, (2, examples); a score that is not there is NaN."""
+    with torch.no_grad(), intercept(model, injector):
+        output = task.output(model, judged.batch)
+        loss, score = task.loss(output, judged.reference), task.score(output, judged.reference)
+    values = torch.stack([loss, torch.full_like(loss, torch.nan) if score is None else score.to(loss.dtype)])
+    found: FloatArray = values.double().cpu().numpy()
+    return found
+
+
+def batch_sensitivity(
+    model: nn.Module, task: Task, judged: Judged, kmap: KMap, slots: ChannelSlots, seed: int
+) -> FloatArray:
+    """Sum over a batch of the local sensitivities, weighted as its examples count, (channels,).
+
+    Parameters
+    ----------
+    kmap
+        The operating point. Sites with one K for all channels are told apart by channel all the same.
+    slots
+        Where each site's channels stand.
+    seed
+        Of one pair of opposite noise draws, weight errors included.
+    """
+    repetitions = {
+        name: torch.from_numpy(np.broadcast_to(kmap.repetitions[name], (channels,)).astype(np.float64))
+        for name, channels in slots.channels.items()
+    }
+    log_k = {name: k.log().to(model_device(model)).requires_grad_() for name, k in repetitions.items()}
+    total = np.zeros(slots.total)
+    for sign in (1.0, -1.0):
+        with torch.enable_grad():
+            sites = {name: SiteNoise.of(kmap.hardware, log_k[name].exp(), kmap.ranges[name]) for name in log_k}
+            with intercept(model, NoiseInjector(sites, seed, model_device(model), sign)):
+                output = task.output(model, judged.batch)
+            loss = (task.loss(output, judged.reference) * judged.weight).sum()
+            gradients = torch.autograd.grad(loss, list(log_k.values()), allow_unused=True)
+        for name, gradient in zip(log_k, gradients, strict=True):
+            if gradient is not None:
+                total[slots.of(name)] -= 0.5 * (repetitions[name] * gradient.cpu()).numpy()
+    return total

@@ -1,0 +1,45 @@
+"""What a refinement of a K map was seen to win."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """A refined K map beside the one that it started from, under the same noise on held-out calibration data.
+
+    Parameters
+    ----------
+    kept
+        Whether the refined map was kept: only where the whole interval of ``gain`` is above zero.
+    gain, gain_low, gain_high
+        By how much the mean loss under noise is lower, and its 95 % interval over examples and noise draws.
+    score_gain, score_gain_low, score_gain_high
+        By how much the score (accuracy) is higher; NaN where the task has none.
+    steps
+        Stochastic steps that were taken.
+    examples, draws
+        Held-out examples, and noise draws of each.
+    """
+
+    kept: bool
+    gain: float
+    gain_low: float
+    gain_high: float
+    score_gain: float
+    score_gain_low: float
+    score_gain_high: float
+    steps: int
+    examples: int
+    draws: int
+
+    def describe(self) -> str:
+        """Say in one sentence what was won, or that the start was already as good."""
+        found = (
+            f"loss under noise {self.gain:.3g} [{self.gain_low:.3g}, {self.gain_high:.3g}] lower on "
+            f"{self.examples} held-out calibration examples, {self.draws} noise draws"
+        )
+        if self.kept:
+            return f"Refined in {self.steps} steps at the noise of this budget: {found}."
+        return f"Not refined: the start was already as good ({found} after {self.steps} steps)."

@@ -1,0 +1,201 @@
+"""Local sensitivities against analytic damage and slopes; refinement where curvature is blind and where it is not."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from networks import (
+    CPU,
+    KINDS,
+    SHOT,
+    THERMAL,
+    ConvNet,
+    EagerAttention,
+    LinearSoftmax,
+    Perceptron,
+    hardware,
+    initialised,
+    normal,
+)
+from torch import nn
+from torch.nn import functional as F
+
+from precalloc import allocate, profile, refine
+from precalloc.errors import DataError, ProfileError
+from precalloc.kmaps import KMap
+from precalloc.network.curvature import ChannelSlots
+from precalloc.network.data import Batch, as_data
+from precalloc.network.noise import NoiseInjector
+from precalloc.network.operating_point import Judged, batch_sensitivity, noisy_values
+from precalloc.network.refinement import decayed_mean, draw_towards
+from precalloc.network.splitting import hold_out
+from precalloc.network.tasks import Task
+from precalloc.objective import Granularity, Objective
+
+Z = 4.5
+
+
+class Pooled(nn.Module):
+    """Many positions behind a rectifier that is mostly off, pooled: noise averages away, its mean shift does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.filters, self.hidden, self.head = nn.Conv1d(1, 6, 5), nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        pooled = F.relu(self.filters(x) - 1.0).mean(2)
+        return 6.0 * self.head(torch.tanh(self.hidden(4.0 * pooled)))
+
+
+def slots_of(found):
+    return ChannelSlots.of_sites({site.name: site.channels for site in found.sites})
+
+
+def with_k(found, k, chip):
+    allocation = allocate(found, "10x", hardware=chip)
+    return dataclasses.replace(allocation.kmap(), repetitions={site.name: np.array([k]) for site in found.sites})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weak_noise_has_the_damage_of_linear_softmax(kind):
+    """Curvature of the cross-entropy is exact there: s_i = 1/2 mean v_i p_i (1 - p_i), whatever the labels."""
+    model, x = initialised(LinearSoftmax(), seed=3), normal(4, 200, 5)
+    chip = hardware((kind,))
+    profiles = [profile(model, x, chip, seed=seed, batch_size=16, margins=0) for seed in range(40)]
+    damage = np.array([Objective.of(p, chip, Granularity.CHANNEL).damage for p in profiles])
+    kmap, slots = with_k(profiles[0], 3000.0, chip), slots_of(profiles[0])
+    judged = Judged.of(model, Task(), Batch({"x": x}, None))
+    local = np.array([batch_sensitivity(model, Task(), judged, kmap, slots, seed) / 200 for seed in range(300)])
+    error = np.hypot(local.std(0) / len(local) ** 0.5, damage.std(0) / len(damage) ** 0.5)
+    assert np.all(error < 0.1 * damage.mean(0)), "the comparison would say nothing"
+    assert np.all(np.abs(local.mean(0) - damage.mean(0)) < Z * error)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["attention", "convolutions"])
+def test_local_sensitivity_is_the_slope_of_the_noisy_loss(name, kind):
+    """Under the same noise, strong as it is: s_u = -K dL/d log K, by differences in double precision."""
+    model, shape = {"attention": (EagerAttention(), (3, 4)), "convolutions": (ConvNet(), (2, 6, 6))}[name]
+    model, x = initialised(model, seed=1, scale=1.5).double(), normal(2, 24, *shape).double()
+    found, chip = profile(model, x, hardware(KINDS), margins=0), hardware((kind,))
+    slots, judged, step = slots_of(found), Judged.of(model, Task(), Batch({"x": x}, None)), 1e-5
+    kmap = with_k(found, 0.7, chip)
+    local = slots.sum_sites(batch_sensitivity(model, Task(), judged, kmap, slots, seed=5))
+
+    def loss(site, k):
+        moved = dataclasses.replace(kmap, repetitions=kmap.repetitions | {site: np.array([k])})
+        return sum(graph_loss(model, judged, moved, sign) for sign in (1.0, -1.0)) / 2
+
+    for index, site in enumerate(found.sites):
+        slope = (loss(site.name, 0.7 * np.exp(step)) - loss(site.name, 0.7 * np.exp(-step))) / (2 * step)
+        np.testing.assert_allclose(local[index], -0.7 * slope, rtol=1e-4, atol=1e-7)
+
+
+def graph_loss(model, judged, kmap, sign):
+    """Loss with gradients on: without them torch lays out some products otherwise, and noise falls elsewhere."""
+    from precalloc.network.interception import intercept
+
+    with intercept(model, NoiseInjector.of(kmap, 5, CPU, sign)):
+        return float(F.cross_entropy(model(judged.batch.inputs["x"]), judged.reference, reduction="sum").detach())
+
+
+def noisy_loss(model, x, plan, draws=60):
+    judged = Judged.of(model, Task(), Batch({"x": x}, None))
+    kmap = plan if isinstance(plan, KMap) else plan.kmap()
+    return np.array(
+        [noisy_values(model, Task(), judged, NoiseInjector.of(kmap, 900 + s, CPU))[0].mean() for s in range(draws)]
+    )
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_refinement_wins_where_noise_shifts_means(granularity):
+    model, x, fresh = initialised(Pooled(), seed=2), normal(3, 480, 1, 68), normal(4, 300, 1, 68)
+    chip = hardware((THERMAL,), levels={THERMAL: 0.3})
+    found = profile(model, x, chip, margins=0)
+    start = allocate(found, "4x", hardware=chip, granularity=granularity)
+    refined = refine(model, x, found, start)
+    assert refined.refinement.kept
+    assert refined.energy_joule <= start.budget_joule * (1 + 1e-9)
+    assert "Refined in 24 steps" in refined.refinement.describe()
+    gain = noisy_loss(model, fresh, start) - noisy_loss(model, fresh, refined)
+    assert gain.mean() > Z * gain.std() / len(gain) ** 0.5
+
+
+def test_a_start_that_is_as_good_is_kept():
+    model, x = initialised(Perceptron(), seed=1, scale=1.5), normal(3, 300, 6)
+    chip = hardware((SHOT,))
+    found = profile(model, x, chip, margins=0)
+    start = allocate(found, "2000x", hardware=chip)
+    refined = refine(model, x, found, start)
+    assert not refined.refinement.kept
+    assert "already as good" in refined.refinement.describe()
+    assert refined.by_site == start.by_site
+
+
+@pytest.mark.parametrize("task", ["labels", "regression"])
+def test_labels_and_other_losses(task):
+    model, x = initialised(Pooled(), seed=2), normal(3, 240, 1, 68)
+    y = model(x).detach() if task == "regression" else model(x).argmax(1)
+    chip, data = hardware(KINDS), {"x": x, "y": y}
+    found = profile(model, data, chip, margins=0)
+    refined = refine(model, data, found, allocate(found, "3x", hardware=chip), steps=6)
+    assert np.isfinite([refined.refinement.gain_low, refined.refinement.gain_high]).all()
+    assert np.isnan(refined.refinement.score_gain) == (task == "regression")
+
+
+def test_an_interrupted_refinement_goes_on_bit_for_bit(tmp_path):
+    model, x = initialised(Pooled(), seed=2), normal(3, 240, 1, 68)
+    chip = hardware(KINDS)
+    found = profile(model, x, chip, margins=0)
+    start, kept = allocate(found, "3x", hardware=chip, granularity="channel"), tmp_path / "kept"
+    whole = refine(model, x, found, start, steps=10)
+
+    def stop(done, *_):
+        if done == 7:
+            raise KeyboardInterrupt
+
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt):
+        refine(model, x, found, start, steps=10, progress=stop, checkpoint=kept)
+    assert kept.is_file()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    resumed = refine(model, x, found, start, steps=10, checkpoint=kept)
+    assert not kept.exists()
+    assert np.array_equal(resumed.repetitions, whole.repetitions)
+    assert resumed.refinement == whole.refinement
+
+
+def test_data_model_and_allocation_must_be_the_profiles():
+    model, x = initialised(Perceptron(), seed=1), normal(3, 60, 6)
+    chip = hardware((SHOT,))
+    found = profile(model, x, chip, margins=0)
+    start = allocate(found, "20x", hardware=chip)
+    with pytest.raises(DataError, match="same calibration data"):
+        refine(model, normal(4, 60, 6), found, start)
+    with pytest.raises(ProfileError, match="its weights differ"):
+        refine(initialised(Perceptron(), seed=2), x, found, start)
+    with pytest.raises(DataError, match="too few"):
+        refine(model, x, found, start, steps=2)
+    few = profile(model, x[:4], chip, margins=0)
+    with pytest.raises(DataError, match="too few to hold some out"):
+        refine(model, x[:4], few, allocate(few, "20x", hardware=chip))
+
+
+def test_held_out_examples_are_disjoint_and_all_there():
+    data = as_data({"x": torch.arange(50).float()[:, None], "y": torch.arange(50)})
+    chosen, held_out = hold_out(data)
+    for batch_size in (1, 4, 7, 100):
+        parts = [torch.cat([batch.labels for batch in part.batches(batch_size)]) for part in (chosen, held_out)]
+        assert [len(part) for part in parts] == [chosen.examples, held_out.examples] == [34, 16]
+        assert sorted(torch.cat(parts).tolist()) == list(range(50))
+
+
+def test_decayed_means_and_precisions_by_hand():
+    mean, error = decayed_mean(np.array([[0.0], [3.0]]), 0.5)
+    assert mean == pytest.approx(2.0)  # weights 1/3, 2/3
+    assert error == pytest.approx((1 / 9 * 4 + 4 / 9 * 1) ** 0.5 / (1 - 5 / 9) ** 0.5)
+    assert draw_towards(np.array([4.0]), np.array([1.0]), np.array([1.0]), np.array([1.0])) == pytest.approx(2.5)
+    assert draw_towards(np.array([-9.0]), np.array([1.0]), np.array([1.0]), np.array([1.0])) == pytest.approx(0.02)
+    assert draw_towards(*np.zeros((4, 1))) == 0.0
