@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,26 @@ class SimulatedAccuracy:
     loss: SimulatedLoss | None = None
     task: str = "classification"
     score: str = "accuracy"
+
+    def to_record(self) -> dict[str, Any]:
+        """Describe it in JSON-able values; what is no finite number is None."""
+        record = asdict(self)
+        for entries in (record, record["loss"] or {}):
+            entries |= {name: _plain(value) for name, value in entries.items()}
+        return record
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> SimulatedAccuracy:
+        """Read what ``to_record`` gave; entries that this release does not know are ignored.
+
+        Raises
+        ------
+        KeyError, TypeError
+            If the record is not of that form.
+        """
+        loss = record.get("loss")
+        found = _fields(cls, record) | {"loss": None if loss is None else SimulatedLoss(**_fields(SimulatedLoss, loss))}
+        return cls(**found)
 
     @classmethod
     def from_outcomes(
@@ -209,3 +229,25 @@ def _student_quantile(freedom: float) -> float:
     from scipy.special import stdtrit  # kept out of cold starts
 
     return float(stdtrit(freedom, 0.975))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _fields(cls: type, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a value in a record, with None as NaN and lists as tuples."""
+    found = {}
+    for field in fields(cls):
+        value = record.get(field.name, field.default)
+        if value is MISSING:
+            raise KeyError(field.name)
+        is_number = field.type == "float"
+        found[field.name] = math.nan if value is None and is_number else _tuple(value)
+    return found
+
+
+def _tuple(value: object) -> object:
+    return tuple(math.nan if entry is None else entry for entry in value) if isinstance(value, list) else value

@@ -17,6 +17,8 @@ from precalloc.profiles import Site
 from precalloc.progress import Progress
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from precalloc.accuracy import SimulatedAccuracy
     from precalloc.allocation import Allocation, UniformAllocation
     from precalloc.prediction import Prediction
@@ -154,6 +156,29 @@ def hardware_table(presets: dict[str, Hardware]) -> Table:
         levels = hardware.repetition.levels if isinstance(hardware.repetition.levels, str) else "listed"
         energy = format_energy_per_mac(hardware.energy_per_mac_joule)
         table.add_row(name, noise, f"{levels}, {hardware.repetition.redundancy}", energy)
+    return table
+
+
+def landmarks_tables(marks: pd.DataFrame) -> list[Table]:
+    """Tabulate the knees and the least energies of a sweep, by hardware."""
+    return [_landmarks_table(str(name), rows) for name, rows in marks.groupby("hardware", sort=False)]
+
+
+def _landmarks_table(name: str, rows: pd.DataFrame) -> Table:
+    from precalloc import figures
+    from precalloc.marking import KNEE
+    from precalloc.units import format_energy_per_mac
+
+    table = Table(title=escape(name), title_justify="left")
+    for heading in ("", "curve"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("mean K", "energy", "accuracy", "drop, points"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows.to_dict("records"):
+        mark = row["mark"] if row["mark"] == KNEE else f"drop below {row['mark']}"
+        energy = format_energy_per_mac(row["energy_per_mac_joule"])
+        numbers = f"{row['mean_repetitions']:.3g}", energy, figures.percent(row["accuracy"]), f"{100 * row['drop']:.1f}"
+        table.add_row(mark, row["curve"], *numbers)
     return table
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from dataclasses import asdict
 from typing import Any
 
@@ -100,7 +99,9 @@ def _site_record(entry: SiteAllocation, granularity: Granularity) -> dict[str, A
 
 
 def _accuracy_record(accuracy: Prediction | SimulatedAccuracy | None) -> dict[str, Any] | None:
-    return None if accuracy is None else {name: _without_nan(value) for name, value in asdict(accuracy).items()}
+    if isinstance(accuracy, SimulatedAccuracy):
+        return accuracy.to_record()
+    return None if accuracy is None else asdict(accuracy)
 
 
 def _loss_record(allocation: Allocation) -> dict[str, Any]:
@@ -110,15 +111,6 @@ def _loss_record(allocation: Allocation) -> dict[str, Any]:
         losses["clean_perplexity"] = perplexity(allocation.clean_loss)
         losses["predicted_perplexity"] = perplexity(allocation.predicted_loss)
     return {name: plain_number(value) for name, value in losses.items()}
-
-
-def _without_nan(value: object) -> object:
-    """Null where there is no figure, as JSON knows no NaN."""
-    if isinstance(value, dict):
-        return {name: _without_nan(entry) for name, entry in value.items()}
-    if isinstance(value, tuple):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _uniform_record(uniform: UniformAllocation | None) -> dict[str, Any] | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,14 @@ class KMap:
     hardware: Hardware
     repetitions: Mapping[str, FloatArray]
     ranges: Mapping[str, SiteRanges]
+
+    @property
+    def digest(self) -> str:
+        """Identify everything that a simulation depends on."""
+        repetitions = {name: values.tolist() for name, values in self.repetitions.items()}
+        # Not the hardware's repr: sets come in another order in every process.
+        text = json.dumps([self.hardware.to_dict(), repetitions, {n: asdict(r) for n, r in self.ranges.items()}])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
     def load(cls, path: str | Path) -> KMap:

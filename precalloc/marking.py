@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KNEE = "knee"
+_CURVES = ("uniform", "layer", "channel")
 
 
 def landmarks(
@@ -56,14 +57,17 @@ def landmarks(
 
     columns = ["hardware", "curve", "mark", "energy_joule", "energy_per_mac_joule", "mean_repetitions"]
     rows: list[dict[str, Any]] = []
-    for each in several(hardware or profile.hardware):
+    swept, max_drops = several(hardware or profile.hardware), tuple(max_drops)
+    names, marks = [each.name for each in swept], [KNEE, *map(mark_of, max_drops)]
+    for each in swept:
         of_hardware = frame[frame["hardware"] == each.name]
-        drops = tuple(max_drops) if of_hardware["accuracy"].notna().all() else ()
+        drops = max_drops if of_hardware["accuracy"].notna().all() else ()
         for i, granularity in enumerate(of_hardware["granularity"].unique()):
             part = of_hardware[of_hardware["granularity"] == granularity]
             rows += _knees(part, granularity, with_uniform=i == 0)
             allocator = Allocator.of(profile, each, parse_granularity(granularity), seed=seed)
             rows += [row for drop in drops for row in _least_energies(allocator, drop, with_uniform=i == 0)]
+    rows.sort(key=lambda row: (names.index(row["hardware"]), marks.index(row["mark"]), _CURVES.index(row["curve"])))
     return pd.DataFrame(rows, columns=[*columns, "accuracy", "drop"])
 
 

@@ -12,8 +12,8 @@ from typing import IO
 from precalloc.errors import PrecallocError
 
 
-def write_files(directory: str | os.PathLike[str], contents: Mapping[str, str]) -> tuple[Path, ...]:
-    """Write text files into a directory, which is made if need be; nothing half-written is left behind.
+def write_files(directory: str | os.PathLike[str], contents: Mapping[str, str | bytes]) -> tuple[Path, ...]:
+    """Write files into a directory, which is made if need be; nothing half-written is left behind.
 
     Raises
     ------
@@ -34,9 +34,9 @@ def write_files(directory: str | os.PathLike[str], contents: Mapping[str, str]) 
             path.unlink(missing_ok=True)
 
 
-def _write_temporary(folder: Path, name: str, content: str) -> Path:
+def _write_temporary(folder: Path, name: str, content: str | bytes) -> Path:
     with temporary_file(folder, name) as (file, path):
-        file.write(content.encode())
+        file.write(content.encode() if isinstance(content, str) else content)
     return path
 
 

@@ -6,7 +6,8 @@ The only file that knows matplotlib (the ``plots`` extra). Colours are those of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,8 @@ _KIND_COLOURS = {NoiseKind.THERMAL: VERMILION, NoiseKind.WEIGHT: BLUE, NoiseKind
 _DASHES, _MARKERS = ("-", "--", "-.", ":"), "os^D"
 _HATCHES = {NoiseKind.THERMAL: "", NoiseKind.WEIGHT: "//", NoiseKind.SHOT: ".."}
 _ATTO = 1e18
+_SIMULATED = ", simulated"
+_LONG_LEGEND = 6
 _NAMED_SITES = 40  # more names than that cannot be read under one axis
 
 
@@ -152,8 +155,7 @@ def plot_curve(
         point = _ATTO * chosen.energy_per_mac_joule, 100.0 * chosen.predicted.accuracy
         ax.plot(*point, color="black", marker="*", markersize=13, linestyle="none", label=f"chosen: {chosen.request}")
     ax.set(xscale="log", xlabel="energy (aJ/MAC)", ylabel="accuracy (%)")
-    ax.legend(frameon=False, fontsize="small")
-    return ax
+    return _short_legend(ax)
 
 
 def plot_calibration(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -185,6 +187,23 @@ def plot_calibration(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set(xlabel="predicted drop (points)", ylabel="simulated drop (points)")
     ax.legend(frameon=False)
     return ax
+
+
+def pictures(name: str, draw: Callable[[Axes], Axes]) -> dict[str, bytes]:
+    """Draw on a figure of its own, whatever the backend, and give ``name.png`` and ``name.svg``."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 4.5), layout="constrained")
+    draw(figure.subplots())
+    found = {}
+    # Without dates and random names, the same numbers give the same files.
+    with mpl.rc_context({"svg.hashsalt": name}):
+        for ending, metadata in (("png", None), ("svg", {"Date": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=ending, dpi=150, metadata=metadata)
+            found[f"{name}.{ending}"] = buffer.getvalue()
+    return found
 
 
 def _new_axis() -> Axes:
@@ -220,7 +239,7 @@ def _draw_curve(ax: Axes, rows: pd.DataFrame, prefix: str, curve: str, label: st
         points = rows.dropna(subset=f"{prefix}simulated_accuracy")
         y, bars = _with_bars(points, f"{prefix}simulated_accuracy")
         x = _ATTO * points[f"{prefix}energy_per_mac_joule"]
-        ax.errorbar(x, y, bars, color=colour, marker=style[1], linestyle="none", capsize=2, label=f"{label}, simulated")
+        ax.errorbar(x, y, bars, color=colour, marker=style[1], linestyle="none", capsize=2, label=label + _SIMULATED)
 
 
 def _draw_landmarks(ax: Axes, landmarks: pd.DataFrame) -> None:
@@ -231,6 +250,17 @@ def _draw_landmarks(ax: Axes, landmarks: pd.DataFrame) -> None:
         ax.scatter(
             x, y, marker=symbol, s=45, edgecolors="black", facecolors=faces, zorder=3, label=_mark_label(str(mark))
         )
+
+
+def _short_legend(ax: Axes) -> Axes:
+    """Explain simulated points once, since they have the colours of the lines; a long legend goes beside the axis."""
+    handles, labels = ax.get_legend_handles_labels()
+    simulated = [i for i, label in enumerate(labels) if label.endswith(_SIMULATED)]
+    shown = [i for i in range(len(labels)) if i not in simulated[1:]]
+    texts = ["simulated, 95 % interval" if i in simulated else labels[i] for i in shown]
+    beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(shown) > _LONG_LEGEND else {}
+    ax.legend([handles[i] for i in shown], texts, frameon=False, fontsize="small", **beside)
+    return ax
 
 
 def _mark_label(mark: str) -> str:

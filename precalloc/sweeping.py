@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,9 @@ from precalloc.profiles import Profile
 if TYPE_CHECKING:
     import pandas as pd
 
-_PREDICTED = ("accuracy", "accuracy_low", "accuracy_high", "drop", "drop_low", "drop_high")
+    from precalloc.accuracy import SimulatedAccuracy
+
+_FIGURES = ("accuracy", "accuracy_low", "accuracy_high", "drop", "drop_low", "drop_high")
 
 
 def sweep(
@@ -56,7 +59,8 @@ def sweep(
         ``lower_bound``, ``status``, ``clean_accuracy``, ``accuracy``, ``accuracy_low``, ``accuracy_high``, ``drop``,
         ``drop_low``, ``drop_high``; of uniform K within the same budget ``uniform_repetitions``,
         ``uniform_energy_joule``, ``uniform_energy_per_mac_joule``, ``uniform_damage``, ``uniform_accuracy``, ...
-        ``uniform_drop_high``; and ``saving``, the share of uniform K's energy saved at equal predicted accuracy.
+        ``uniform_drop_high``; ``saving``, the share of uniform K's energy saved at equal predicted accuracy; and
+        ``simulated_accuracy``, ... ``uniform_simulated_drop_high``, missing until simulated.
         Energies are per inference; accuracies are shares, missing where the profile has no margins.
 
     Raises
@@ -66,15 +70,32 @@ def sweep(
     HardwareError
         If two hardware share a name.
     """
-    import pandas as pd  # slow to start
+    return sweep_frame(sweep_allocations(profile, budgets, hardware, granularities, method, seed))
 
+
+def sweep_allocations(
+    profile: Profile,
+    budgets: str | Iterable[str | Budget],
+    hardware: Hardware | Iterable[Hardware] | None = None,
+    granularities: Iterable[str] = ("layer",),
+    method: str = "auto",
+    seed: int = 0,
+) -> list[Allocation]:
+    """Give the allocations that ``sweep`` tabulates, in the order of its rows."""
     texts = parse_budgets(budgets) if isinstance(budgets, str) else tuple(budgets)
     parsed = [budget if isinstance(budget, Budget) else Budget.parse(budget) for budget in texts]
-    rows = []
+    found = []
     for each, granularity in product(several(hardware or profile.hardware), tuple(granularities)):
         allocator = Allocator.of(profile, each, parse_granularity(granularity), method, seed)
-        rows += [_row(allocator.within(budget)) for budget in parsed]
-    return pd.DataFrame(rows)
+        found += [allocator.within(budget) for budget in parsed]
+    return found
+
+
+def sweep_frame(allocations: Iterable[Allocation]) -> pd.DataFrame:
+    """Tabulate allocations as ``sweep`` does."""
+    import pandas as pd  # slow to start
+
+    return pd.DataFrame([_row(allocation) for allocation in allocations])
 
 
 def several(hardware: Hardware | Iterable[Hardware]) -> tuple[Hardware, ...]:
@@ -106,16 +127,18 @@ def _row(allocation: Allocation) -> dict[str, Any]:
         "damage": allocation.objective,
         "lower_bound": allocation.lower_bound,
         "status": allocation.status,
-        "clean_accuracy": None if predicted is None else predicted.clean_accuracy,
-        **_predicted_columns("", predicted),
+        "clean_accuracy": math.nan if predicted is None else predicted.clean_accuracy,
+        **_columns("", predicted),
+        **_columns("simulated_", allocation.simulated),
         "uniform_repetitions": uniform.repetitions,
         "uniform_energy_joule": uniform.energy_joule,
         "uniform_energy_per_mac_joule": uniform.energy_joule / allocation.macs,
         "uniform_damage": uniform.damage,
-        **_predicted_columns("uniform_", uniform.predicted),
+        **_columns("uniform_", uniform.predicted),
+        **_columns("uniform_simulated_", uniform.simulated),
         "saving": allocation.saving,
     }
 
 
-def _predicted_columns(prefix: str, predicted: Prediction | None) -> dict[str, float | None]:
-    return {prefix + name: None if predicted is None else getattr(predicted, name) for name in _PREDICTED}
+def _columns(prefix: str, accuracy: Prediction | SimulatedAccuracy | None) -> dict[str, float]:
+    return {prefix + name: math.nan if accuracy is None else getattr(accuracy, name) for name in _FIGURES}

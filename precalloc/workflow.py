@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from precalloc import __version__
 from precalloc.allocation import Allocation
 from precalloc.errors import DataError, ProfileError
 from precalloc.hardware import Hardware
@@ -36,6 +37,15 @@ class Effort:
     output: str | None = None
     progress: Progress = silent
 
+    @property
+    def measurement_options(self) -> str:
+        """What a profile depends on beside model, data and hardware."""
+        return f"{__version__} {self.seed} {self.batch_size} {self.allow_uncovered} {self.task} {self.output}"
+
+    def telling(self, progress: Progress) -> Effort:
+        """The same effort, with another one told of progress."""
+        return replace(self, progress=progress)
+
 
 def measure(
     model: nn.Module, name: str, data: object, hardware: Hardware, effort: Effort, checkpoint: Path | None = None
@@ -57,6 +67,30 @@ def measure(
         checkpoint=checkpoint,
     )
     return measured
+
+
+def keep_profile(profile: Profile, kept: Path, effort: Effort) -> None:
+    """Save a profile, and beside it with which options it was measured."""
+    profile.save(kept)
+    write_files(kept.parent, {_options_of(kept).name: effort.measurement_options})
+
+
+def measured_before(kept: Path, model: nn.Module, data: object, hardware: Hardware, effort: Effort) -> Profile | None:
+    """Give the profile that an earlier run kept, if it is of this model, data and options and serves the hardware."""
+    from precalloc.network.data import as_data, data_hash
+    from precalloc.network.models import model_hash
+
+    options = _options_of(kept)
+    if not (kept.is_file() and options.is_file() and options.read_text() == effort.measurement_options):
+        return None
+    found = Profile.load(kept)
+    known = found.provenance.model_hash, found.provenance.data_hash
+    same = known == (model_hash(model), data_hash(as_data(data)))
+    return found if same and set(hardware.kinds) <= set(found.kinds) else None
+
+
+def _options_of(kept: Path) -> Path:
+    return kept.with_name(f".{kept.name}.options")
 
 
 def validate_both(

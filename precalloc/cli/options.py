@@ -38,3 +38,6 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Examples at a time; bounds 
 NoiseSeeds = Annotated[int, typer.Option("--seeds", min=1, help="Noise draws per example in simulations.")]
 AllowUncovered = Annotated[bool, typer.Option("--allow-uncovered", help="Go on where MACs belong to no site.")]
 OutFolder = Annotated[Path, typer.Option(help="Folder for the results.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done, on standard error.")]

@@ -84,16 +84,11 @@ def validate(
         ready, _ = fold_batch_norm(model, lambda m: judged.forward.run(m, first))
         _require_fit(kmap, survey(ready, first, judged.forward).counts)
         run = _Simulation(ready, source, judged, kmap, seed, batch_size, seeds)
-        identity = f"{model_hash(model)} {data_hash(source)} {judged.name} {_digest(kmap)} {seed} {batch_size}"
+        identity = f"{model_hash(model)} {data_hash(source)} {judged.name} {kmap.digest} {seed} {batch_size}"
         keeper = Checkpoint(checkpoint, identity)
         with keeper.running(run.state, run.restore):
             run.go(progress, keeper)
     return run.result()
-
-
-def _digest(kmap: KMap) -> str:
-    repetitions = {name: values.tolist() for name, values in kmap.repetitions.items()}
-    return f"{kmap.hardware} {repetitions} {kmap.ranges}"
 
 
 def _require_fit(kmap: KMap, counts: dict[str, SiteCounts]) -> None:

@@ -1,0 +1,85 @@
+"""Where the commands that allocate get their profile from: a file, or a model and calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from precalloc.errors import HardwareError, ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from precalloc.hardware import Hardware
+    from precalloc.profiles import Profile
+    from precalloc.workflow import Effort
+
+
+@dataclass(frozen=True)
+class Source:
+    """The arguments of a command that say what to profile, or which profile to read, and what to simulate on."""
+
+    model: str | None
+    data: str | None
+    profile: Path | None
+    weights: str | None
+    hardware: tuple[str, ...]
+    validate: str | None
+
+    def check(self) -> None:
+        """Refuse arguments that do not fit together.
+
+        Raises
+        ------
+        ModelError, HardwareError
+            As the message says.
+        """
+        if self.profile is None and (self.model is None or self.data is None):
+            raise ModelError("Give MODEL and --data to profile a model, or --profile with a saved profile.")
+        if self.profile is None and not self.hardware:
+            raise HardwareError("Give --hardware, a preset name or TOML file: 'precalloc hardware' lists the presets.")
+        if self.profile is not None and self.data is not None:
+            raise ModelError("Give either --profile or --data: the profile already holds what calibration data tells.")
+        if self.validate is not None and self.model is None:
+            raise ModelError("--validate simulates the model: give MODEL as well.")
+
+    def load_hardware(self) -> tuple[Hardware, ...]:
+        """Read the hardware that are named; none where the profile's own is to be used."""
+        from precalloc.hardware import Hardware
+
+        return tuple(Hardware.load(name) for name in self.hardware)
+
+    def load_network(self) -> nn.Module | None:
+        """Load the model where it is needed, to profile or to simulate it."""
+        from precalloc import workflow
+
+        return workflow.load(self.model, self.weights) if self.model and (self.validate or not self.profile) else None
+
+    def load_profile(
+        self, network: nn.Module | None, hardware: Sequence[Hardware], effort: Effort, out: Path, reuse: bool = False
+    ) -> Profile:
+        """Read the profile, or measure it once for all hardware and keep it in ``out``.
+
+        With ``reuse``, one that an earlier run kept there serves, if it was measured with the same options.
+        """
+        from precalloc import workflow
+        from precalloc.profiles import Profile
+
+        if self.profile is not None:
+            return Profile.load(self.profile)
+        assert network is not None
+        calibration, kept = workflow.load_examples(str(self.data)), out / workflow.PROFILE_FILE
+        joint, checkpoint = joint_hardware(hardware), workflow.checkpoint_of(kept)
+        before = workflow.measured_before(kept, network, calibration, joint, effort) if reuse else None
+        measured = before or workflow.measure(network, str(self.model), calibration, joint, effort, checkpoint)
+        measured = replace(measured, hardware=hardware[0])
+        workflow.keep_profile(measured, kept, effort)
+        return measured
+
+
+def joint_hardware(hardware: Sequence[Hardware]) -> Hardware:
+    """Give the first hardware the noise kinds of all others too: one profile of it serves them all."""
+    terms = {term.kind: term for each in reversed(hardware) for term in each.noise}
+    return replace(hardware[0], noise=tuple(terms.values()))

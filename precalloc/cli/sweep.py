@@ -1,0 +1,100 @@
+"""`precalloc sweep`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from precalloc.cli.options import (
+    AllowUncovered,
+    BatchSize,
+    Json,
+    NoiseSeeds,
+    OptionalCalibration,
+    OptionalModel,
+    OutFolder,
+    OutputName,
+    ProfileFile,
+    Quiet,
+    Seed,
+    TaskName,
+    Verbose,
+    Weights,
+)
+from precalloc.cli.sources import Source
+from precalloc.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Granularities(StrEnum):
+    """Which curves to draw beside uniform K."""
+
+    LAYER = "layer"
+    CHANNEL = "channel"
+    BOTH = "both"
+
+
+def sweep(
+    budgets: Annotated[str, typer.Option(help="FIRST:LAST:COUNT, such as '2x:200x:15', or a list '5x,10x'.")],
+    out: OutFolder,
+    model: OptionalModel = None,
+    hardware: Annotated[
+        list[str] | None, typer.Option(help="Preset or TOML file; give several to compare them.")
+    ] = None,
+    data: OptionalCalibration = None,
+    profile: ProfileFile = None,
+    weights: Weights = None,
+    granularity: Annotated[Granularities, typer.Option(help="Which curves beside uniform K.")] = Granularities.BOTH,
+    validate: Annotated[str | None, typer.Option(help="Other data to simulate points on; needs MODEL.")] = None,
+    points: Annotated[int, typer.Option(min=1, help="Budgets to simulate with --validate.")] = 4,
+    seeds: NoiseSeeds = 8,
+    task: TaskName = None,
+    output: OutputName = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 32,
+    allow_uncovered: AllowUncovered = False,
+    pictures: Annotated[bool, typer.Option(help="Draw PNG and SVG; needs matplotlib.")] = True,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Write curve.parquet too; needs pyarrow.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Draw accuracy against energy over many budgets, predicted and, at a few of them, simulated."""
+    from precalloc import sweep_runs, workflow
+    from precalloc.marking import landmarks
+    from precalloc.sweeping import several, sweep_allocations, sweep_frame
+
+    terminal = Terminal(quiet, as_json, verbose)
+    source = Source(model, data, profile, weights, tuple(hardware or ()), validate)
+    source.check()
+    sweep_runs.require_writers(pictures, parquet)
+    chosen = several(source.load_hardware())
+    network = source.load_network()
+    granularities = ("layer", "channel") if granularity is Granularities.BOTH else (granularity.value,)
+    with terminal.progress() as progress:
+        effort = workflow.Effort(seed, batch_size, seeds, allow_uncovered, task, output, progress)
+        measured = source.load_profile(network, chosen, effort, out, reuse=True)
+        chosen = chosen or (measured.hardware,)
+        allocations = sweep_allocations(measured, budgets, chosen, granularities, seed=seed)
+        if validate is not None:
+            assert network is not None
+            evaluation = workflow.load_examples(validate)
+            allocations = sweep_runs.simulate_some(network, evaluation, allocations, points, effort, out)
+    frame = sweep_frame(allocations)
+    marks = landmarks(measured, frame, hardware=chosen, seed=seed)
+    written = sweep_runs.write_sweep(out, frame, marks, pictures=pictures, parquet=parquet)
+    _finish(terminal, frame, marks, [str(path) for path in written])
+
+
+def _finish(terminal: Terminal, frame: pd.DataFrame, marks: pd.DataFrame, written: list[str]) -> None:
+    from precalloc.console import landmarks_tables
+
+    terminal.show(*landmarks_tables(marks))
+    if frame["accuracy"].isna().any():
+        terminal.say("Note: The profile holds no margins, so no accuracy is predicted.")
+    terminal.say(f"Written: {', '.join(written)}")
+    terminal.result({"landmarks": marks.to_dict("records"), "rows": len(frame), "files": written})
