@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from precalloc.hardware import Hardware
     from precalloc.kmaps import KMap
     from precalloc.marking import landmarks
+    from precalloc.network.compensation import compensate
     from precalloc.network.profiling import profile
     from precalloc.network.refinement import refine
     from precalloc.network.simulation import validate
@@ -37,6 +38,7 @@ _EXPORTS = {
     "SimulatedAccuracy": "precalloc.accuracy",
     "Site": "precalloc.profiles",
     "allocate": "precalloc.allocator",
+    "compensate": "precalloc.network.compensation",
     "landmarks": "precalloc.marking",
     "plot_calibration": "precalloc.plots",
     "plot_curve": "precalloc.plots",
@@ -62,6 +64,7 @@ __all__ = [
     "Site",
     "__version__",
     "allocate",
+    "compensate",
     "landmarks",
     "plot_calibration",
     "plot_curve",

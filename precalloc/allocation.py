@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,7 +19,10 @@ from precalloc.refinements import Refinement
 
 @dataclass(frozen=True)
 class UniformAllocation:
-    """One K for the whole network, with the same figures as an allocation; ``clean_loss`` is the loss without noise."""
+    """One K for the whole network, with the same figures (and bias corrections, by site) as an allocation.
+
+    ``clean_loss`` is the loss without noise.
+    """
 
     repetitions: float
     energy_joule: float
@@ -27,6 +30,7 @@ class UniformAllocation:
     predicted: Prediction | None
     simulated: SimulatedAccuracy | None = None
     clean_loss: float = math.nan
+    bias_corrections: Mapping[str, FloatArray] = field(default_factory=dict)
 
     @property
     def predicted_loss(self) -> float:
@@ -92,6 +96,10 @@ class Allocation:
         Loss of the noiseless network on the calibration data.
     refinement
         What `precalloc.refine` saw; None where it was not called.
+    bias_corrections : site name -> (channels,)
+        Against the mean shift that noise causes, where the allocation is compensated.
+    notes
+        What the way to this allocation has to say to its reader.
     """
 
     granularity: Granularity
@@ -115,6 +123,8 @@ class Allocation:
     simulated: SimulatedAccuracy | None = None
     clean_loss: float = math.nan
     refinement: Refinement | None = None
+    bias_corrections: Mapping[str, FloatArray] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for entry in self:
@@ -163,12 +173,14 @@ class Allocation:
 
     def kmap(self) -> KMap:
         """Give the K map alone."""
-        return KMap(self.granularity, self.hardware, self.by_site, self._ranges())
+        return KMap(self.granularity, self.hardware, self.by_site, self._ranges(), self.bias_corrections)
 
     def uniform_kmap(self) -> KMap:
         """Give the K map of the uniform allocation beside this one, per layer."""
         each = np.array([self.uniform.repetitions])
-        return KMap(Granularity.LAYER, self.hardware, {entry.site.name: each for entry in self.sites}, self._ranges())
+        repetitions = {entry.site.name: each for entry in self.sites}
+        corrections = self.uniform.bias_corrections
+        return KMap(Granularity.LAYER, self.hardware, repetitions, self._ranges(), corrections)
 
     def _ranges(self) -> dict[str, SiteRanges]:
         return {entry.site.name: SiteRanges(entry.site.input_range, entry.site.operand_range) for entry in self.sites}
@@ -181,3 +193,19 @@ class Allocation:
         from precalloc.notebook import allocation_html
 
         return allocation_html(self)
+
+    @property
+    def is_compensated(self) -> bool:
+        """Whether bias corrections take away the mean shift that noise causes."""
+        return bool(self.bias_corrections)
+
+    def with_bias_corrections(
+        self, corrections: Mapping[str, FloatArray], uniform: Mapping[str, FloatArray]
+    ) -> Allocation:
+        """Add bias corrections of this allocation and of the uniform one beside it; old simulations no longer hold."""
+        beside = replace(self.uniform, bias_corrections=uniform, simulated=None)
+        return replace(self, bias_corrections=corrections, simulated=None, uniform=beside)
+
+    def with_notes(self, *notes: str) -> Allocation:
+        """Add what a reader should know before using the allocation."""
+        return replace(self, notes=self.notes + notes)

@@ -82,6 +82,7 @@ class Hardware:
     Files and their schema are read by ``precalloc.hardware_files``, imported on use since pydantic and pint are slow.
 
     Energy of a site at K repetitions is K * (macs * energy_per_mac_joule + outputs * energy_per_conversion_joule).
+    ``digital_biases`` says whether biases are added digitally, after conversion, where a correction costs no energy.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Hardware:
     energy_per_conversion_joule: float = 0.0
     description: str = ""
     energy_source: str = ""
+    digital_biases: bool = False
 
     @property
     def kinds(self) -> tuple[NoiseKind, ...]:

@@ -125,6 +125,10 @@ class _Noise(_Table):
         return NoiseTerm(self.kind, level, averaged_by, self.source)
 
 
+class _Digital(_Table):
+    biases: bool = False
+
+
 class _Description(_Table):
     format: Literal["precalloc/hardware"] = Field(alias="schema")
     version: Literal[1]
@@ -133,6 +137,7 @@ class _Description(_Table):
     repetition: _Repetition
     noise: Annotated[list[_Noise], Field(min_length=1)]
     energy: _EnergyWithUnits | _EnergyInJoule
+    digital: _Digital = _Digital()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -153,6 +158,7 @@ class _Description(_Table):
             energy_per_conversion_joule=self.energy.per_conversion,
             description=self.description,
             energy_source=self.energy.source,
+            digital_biases=self.digital.biases,
         )
 
 
@@ -259,6 +265,7 @@ def _tables(hardware: Hardware) -> dict[str, Any]:
             "min": None if listed else repetition.k_min,
             "max": None if listed or math.isinf(repetition.k_max) else repetition.k_max,
         },
+        "digital": {"biases": hardware.digital_biases},
         "noise": [
             {
                 "kind": str(term.kind),
@@ -310,6 +317,11 @@ def _entry_name(loc: tuple[int | str, ...]) -> str:
 
 
 def _names_beside(loc: tuple[int | str, ...]) -> list[str]:
-    tables: dict[str, type[_Table]] = {"repetition": _Repetition, "noise": _Noise, "energy": _EnergyWithUnits}
+    tables: dict[str, type[_Table]] = {
+        "repetition": _Repetition,
+        "noise": _Noise,
+        "energy": _EnergyWithUnits,
+        "digital": _Digital,
+    }
     table = tables[str(loc[0])] if len(loc) > 1 else _File
     return [field.alias or name for name, field in table.model_fields.items()]

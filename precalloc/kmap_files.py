@@ -14,6 +14,7 @@ from precalloc.allocation import Allocation, SiteAllocation, UniformAllocation
 from precalloc.kmaps import SCHEMA, VERSION, plain_number
 from precalloc.objective import Granularity
 from precalloc.prediction import Prediction
+from precalloc.profiles import FloatArray
 
 _CSV_COLUMNS = (
     "site", "kind", "macs", "fan_in", "channel", "repetitions", "energy_joule", "damage", "noise_bits",
@@ -51,7 +52,10 @@ def kmap_record(allocation: Allocation) -> dict[str, Any]:
         "uniform": _uniform_record(allocation.uniform),
         "matching_uniform": _uniform_record(allocation.matching_uniform),
         "saving": allocation.saving,
-        "sites": [_site_record(entry, allocation.granularity) for entry in allocation],
+        "sites": [
+            _site_record(entry, allocation.granularity, allocation.bias_corrections.get(entry.site.name))
+            for entry in allocation
+        ],
         "provenance": asdict(allocation.provenance) | {"allocation_seed": allocation.seed},
     }
 
@@ -81,7 +85,7 @@ def _csv_rows(entry: SiteAllocation, granularity: Granularity) -> list[tuple[obj
     ]
 
 
-def _site_record(entry: SiteAllocation, granularity: Granularity) -> dict[str, Any]:
+def _site_record(entry: SiteAllocation, granularity: Granularity, correction: FloatArray | None) -> dict[str, Any]:
     k = [plain_number(value) for value in entry.repetitions.tolist()]
     return {
         "name": entry.site.name,
@@ -95,6 +99,7 @@ def _site_record(entry: SiteAllocation, granularity: Granularity) -> dict[str, A
         "energy_joule": entry.energy_joule,
         "damage": entry.damage,
         "noise_bits": plain_number(entry.noise_bits),
+        "bias_correction": None if correction is None else correction.tolist(),
     }
 
 

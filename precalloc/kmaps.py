@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +46,29 @@ class KMap:
         One K a site, or one a channel.
     ranges
         Calibrated ranges by site name.
+    bias_corrections : site name -> (channels,)
+        What to add to the digital bias of every output channel, against the mean shift that noise causes behind
+        nonlinearities; sites without an entry are not corrected.
     """
 
     granularity: Granularity
     hardware: Hardware
     repetitions: Mapping[str, FloatArray]
     ranges: Mapping[str, SiteRanges]
+    bias_corrections: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    def compensated(self, bias_corrections: Mapping[str, FloatArray]) -> KMap:
+        """Give the same K with other bias corrections."""
+        return replace(self, bias_corrections=bias_corrections)
 
     @property
     def digest(self) -> str:
         """Identify everything that a simulation depends on."""
         repetitions = {name: values.tolist() for name, values in self.repetitions.items()}
         # Not the hardware's repr: sets come in another order in every process.
-        text = json.dumps([self.hardware.to_dict(), repetitions, {n: asdict(r) for n, r in self.ranges.items()}])
+        corrections = {name: values.tolist() for name, values in self.bias_corrections.items()}
+        ranges = {name: asdict(each) for name, each in self.ranges.items()}
+        text = json.dumps([self.hardware.to_dict(), repetitions, ranges, corrections])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
@@ -104,13 +114,18 @@ class KMap:
                 str(site["name"]): SiteRanges(float(site["input_range"]), float(site["operand_range"]))
                 for site in record["sites"]
             }
+            corrections = {
+                str(site["name"]): _bias_correction(site, where)
+                for site in record["sites"]
+                if site.get("bias_correction") is not None
+            }
         except HardwareError as error:
             raise KMapError(str(error)) from error
         except (KeyError, TypeError, ValueError) as error:
             raise KMapError(f"{where} is malformed: {type(error).__name__} {error}. Allocate again.") from error
         if len(repetitions) != len(record["sites"]) or not repetitions:
             raise KMapError(f"{where} names a site twice or none at all. Allocate again.")
-        return cls(granularity, hardware, repetitions, ranges)
+        return cls(granularity, hardware, repetitions, ranges, corrections)
 
 
 def _repetitions(site: Mapping[str, Any], granularity: Granularity, where: str) -> FloatArray:
@@ -119,6 +134,16 @@ def _repetitions(site: Mapping[str, Any], granularity: Granularity, where: str) 
         raise KMapError(f"{where}: repetitions of site {site['name']!r} must be positive numbers. Allocate again.")
     if granularity is Granularity.LAYER and values.size > 1:
         raise KMapError(f"{where}: site {site['name']!r} has {values.size} repetitions at granularity 'layer'.")
+    values.setflags(write=False)
+    return values
+
+
+def _bias_correction(site: Mapping[str, Any], where: str) -> FloatArray:
+    values = np.array(site["bias_correction"], dtype=float)
+    if values.ndim != 1 or values.size == 0 or not np.all(np.isfinite(values)):
+        raise KMapError(
+            f"{where}: bias_correction of site {site['name']!r} must be a list of numbers. Compensate again."
+        )
     values.setflags(write=False)
     return values
 

@@ -28,7 +28,12 @@ def report_markdown(allocation: Allocation, command: str = "") -> str:
 
 def warnings(allocation: Allocation) -> Sequence[str]:
     """List what a reader should know before using an allocation."""
-    return [*_floor_warning(allocation), *_prediction_warnings(allocation), *_simulation_warnings(allocation)]
+    return [
+        *allocation.notes,
+        *_floor_warning(allocation),
+        *_prediction_warnings(allocation),
+        *_simulation_warnings(allocation),
+    ]
 
 
 def _floor_warning(a: Allocation) -> list[str]:

@@ -93,6 +93,34 @@ def _options_of(kept: Path) -> Path:
     return kept.with_name(f".{kept.name}.options")
 
 
+def compensate(
+    model: nn.Module | None, data: object | None, allocation: Allocation, effort: Effort, directory: Path
+) -> Allocation:
+    """Add bias corrections to an allocation and to the uniform one beside it; an interrupted run goes on.
+
+    Without a model or its calibration data there is nothing to estimate them from, which the allocation then says.
+    """
+    if model is None or data is None:
+        return allocation.with_notes(
+            "The mean shift that noise causes is not compensated: that takes the model and its calibration data "
+            "(MODEL and --data)."
+        )
+    from precalloc.network.compensation import compensate as correct
+
+    corrected: Allocation = correct(
+        model,
+        data,
+        allocation,
+        task=effort.task,
+        output=effort.output,
+        seed=effort.seed,
+        batch_size=effort.batch_size,
+        progress=effort.progress,
+        checkpoint=checkpoint_of(directory / "compensation"),
+    )
+    return corrected
+
+
 def validate_both(
     model: nn.Module, data: object, allocation: Allocation, effort: Effort, directory: Path
 ) -> Allocation:

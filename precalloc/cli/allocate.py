@@ -9,6 +9,7 @@ import typer
 from precalloc.cli.options import (
     AllowUncovered,
     BatchSize,
+    Compensate,
     NoiseSeeds,
     OneGranularity,
     OptionalCalibration,
@@ -37,6 +38,7 @@ def allocate(
     budget: Annotated[str | None, typer.Option(help="'3 nJ', '20 aJ/MAC', '15x' or '40% of 15x'.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Instead of a budget: 0.02 is two points.")] = None,
     granularity: OneGranularity = Granularity.LAYER,
+    compensate: Compensate = None,
     validate: Annotated[str | None, typer.Option(help="Other data to simulate on; needs MODEL.")] = None,
     seeds: NoiseSeeds = 8,
     task: TaskName = None,
@@ -52,7 +54,7 @@ def allocate(
 
     if (budget is None) == (max_drop is None):
         raise BudgetError("Give either --budget, such as '15x', or --max-drop, such as 0.02.")
-    source = Source(model, data, profile, weights, () if hardware is None else (hardware,), validate)
+    source = Source(model, data, profile, weights, () if hardware is None else (hardware,), validate, compensate)
     source.check()
     chosen = source.load_hardware()
     network = source.load_network()
@@ -61,6 +63,8 @@ def allocate(
         measured = source.load_profile(network, chosen, effort, out)
         wanted = chosen[0] if chosen else measured.hardware
         allocation = choose(measured, budget, max_drop=max_drop, hardware=wanted, granularity=granularity, seed=seed)
+        if wanted.digital_biases if compensate is None else compensate:
+            allocation = workflow.compensate(network, source.load_calibration(), allocation, effort, out)
         if validate is not None:
             assert network is not None
             allocation = workflow.validate_both(network, workflow.load_examples(validate), allocation, effort, out)

@@ -35,6 +35,8 @@ def demo(
         profile = workflow.measure(model, "precalloc demo", calibration, chosen, effort, workflow.checkpoint_of(kept))
         profile.save(kept)
         allocation = choose(profile, budget, hardware=chosen, granularity=granularity, seed=seed)
+        if chosen.digital_biases:
+            allocation = workflow.compensate(model, calibration, allocation, effort, kept.parent)
         evaluation = workflow.load_examples(str(demo_model.EVALUATION))
         allocation = workflow.validate_both(model, evaluation, allocation, effort, kept.parent)
     finish(allocation, out)

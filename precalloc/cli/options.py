@@ -15,7 +15,9 @@ Model = Annotated[str, typer.Argument(help="path/file.py:factory, package.module
 OptionalModel = Annotated[str | None, typer.Argument(help="As for 'profile'; not needed with --profile.")]
 Weights = Annotated[str | None, typer.Option(help="Weights to load into the model (.safetensors or .pt).")]
 Calibration = Annotated[str, typer.Option(help="Calibration data: .npz, .safetensors or module:factory.")]
-OptionalCalibration = Annotated[str | None, typer.Option("--data", help="Calibration data, to profile MODEL first.")]
+OptionalCalibration = Annotated[
+    str | None, typer.Option("--data", help="Calibration data, to profile and compensate MODEL on.")
+]
 ProfileFile = Annotated[Path | None, typer.Option(help="Profile that 'precalloc profile' wrote.")]
 HardwareName = Annotated[str, typer.Option(help="Preset name or TOML file; see 'precalloc hardware'.")]
 OptionalHardware = Annotated[
@@ -36,6 +38,10 @@ OutputName = Annotated[
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples at a time; bounds the memory.")]
 NoiseSeeds = Annotated[int, typer.Option("--seeds", min=1, help="Noise draws per example in simulations.")]
+Compensate = Annotated[
+    bool | None,
+    typer.Option(help="Correct digital biases for the noise's mean shift; by default where the hardware has them."),
+]
 AllowUncovered = Annotated[bool, typer.Option("--allow-uncovered", help="Go on where MACs belong to no site.")]
 OutFolder = Annotated[Path, typer.Option(help="Folder for the results.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """The arguments of a command that say what to profile, or which profile to read, and what to simulate on."""
+    """The arguments of a command that say what to profile, or which profile to read, and what to simulate on.
+
+    ``compensate`` is None where the hardware decides.
+    """
 
     model: str | None
     data: str | None
@@ -27,6 +30,7 @@ class Source:
     weights: str | None
     hardware: tuple[str, ...]
     validate: str | None
+    compensate: bool | None = False
 
     def check(self) -> None:
         """Refuse arguments that do not fit together.
@@ -40,7 +44,10 @@ class Source:
             raise ModelError("Give MODEL and --data to profile a model, or --profile with a saved profile.")
         if self.profile is None and not self.hardware:
             raise HardwareError("Give --hardware, a preset name or TOML file: 'precalloc hardware' lists the presets.")
-        if self.profile is not None and self.data is not None:
+        if self.compensate and (self.model is None or self.data is None):
+            raise ModelError("--compensate simulates the model on its calibration data: give MODEL and --data as well.")
+        compensates = self.compensate is not False and self.model is not None
+        if self.profile is not None and self.data is not None and not compensates:
             raise ModelError("Give either --profile or --data: the profile already holds what calibration data tells.")
         if self.validate is not None and self.model is None:
             raise ModelError("--validate simulates the model: give MODEL as well.")
@@ -55,7 +62,13 @@ class Source:
         """Load the model where it is needed, to profile or to simulate it."""
         from precalloc import workflow
 
-        return workflow.load(self.model, self.weights) if self.model and (self.validate or not self.profile) else None
+        return workflow.load(self.model, self.weights) if self.model and (self.validate or self.data) else None
+
+    def load_calibration(self) -> object | None:
+        """Load the calibration data, where it is given."""
+        from precalloc import workflow
+
+        return workflow.load_examples(self.data) if self.data else None
 
     def load_profile(
         self, network: nn.Module | None, hardware: Sequence[Hardware], effort: Effort, out: Path, reuse: bool = False
@@ -70,7 +83,7 @@ class Source:
         if self.profile is not None:
             return Profile.load(self.profile)
         assert network is not None
-        calibration, kept = workflow.load_examples(str(self.data)), out / workflow.PROFILE_FILE
+        calibration, kept = self.load_calibration(), out / workflow.PROFILE_FILE
         joint, checkpoint = joint_hardware(hardware), workflow.checkpoint_of(kept)
         before = workflow.measured_before(kept, network, calibration, joint, effort) if reuse else None
         measured = before or workflow.measure(network, str(self.model), calibration, joint, effort, checkpoint)

@@ -34,19 +34,24 @@ _ACTIVATION_STREAM, _WEIGHT_STREAM = 0, 1
 class SiteNoise:
     """Noise of one site: strength / K of each kind per channel (or one for all), and its calibrated ranges.
 
+    ``bias`` is a digital correction (channels,) that is added to every output channel after the noise.
+
     Strengths may be tensors that require gradients.
     """
 
     strength: Mapping[NoiseKind, FloatArray | Tensor]
     ranges: SiteRanges
+    bias: FloatArray | None = None
 
     @classmethod
-    def of(cls, hardware: Hardware, repetitions: FloatArray | Tensor, ranges: SiteRanges) -> SiteNoise:
+    def of(
+        cls, hardware: Hardware, repetitions: FloatArray | Tensor, ranges: SiteRanges, bias: FloatArray | None = None
+    ) -> SiteNoise:
         """Noise at K ``repetitions``; a term that the hardware's redundancy does not average keeps its strength."""
         strength = {
             term.kind: term.strength / repetitions ** float(hardware.is_averaged(term)) for term in hardware.noise
         }
-        return cls(strength, ranges)
+        return cls(strength, ranges, bias)
 
 
 class NoiseInjector:
@@ -74,9 +79,9 @@ class NoiseInjector:
 
     @classmethod
     def of(cls, kmap: KMap, seed: int, device: torch.device, sign: float = 1.0) -> NoiseInjector:
-        """Injector of a K map's noise."""
+        """Injector of a K map's noise and bias corrections."""
         sites = {
-            name: SiteNoise.of(kmap.hardware, repetitions, kmap.ranges[name])
+            name: SiteNoise.of(kmap.hardware, repetitions, kmap.ranges[name], kmap.bias_corrections.get(name))
             for name, repetitions in kmap.repetitions.items()
         }
         return cls(sites, seed, device, sign)
@@ -86,7 +91,11 @@ class NoiseInjector:
         noise = self._sites[site]
         y = product.apply(product.x, self._noisy_operand(site, product, noise))
         deviation = additive_deviation(product, noise, y)
-        return y if deviation is None else add_normal(y, deviation, self._activations, self._sign)
+        if deviation is not None:
+            y = add_normal(y, deviation, self._activations, self._sign)
+        if noise.bias is None:
+            return y
+        return y + product.per_channel(torch.tensor(noise.bias, dtype=y.dtype, device=y.device), y)
 
     def _noisy_operand(self, site: str, product: Product, noise: SiteNoise) -> Tensor:
         if NoiseKind.WEIGHT not in noise.strength:

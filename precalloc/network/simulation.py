@@ -9,24 +9,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
 from precalloc.accuracy import SimulatedAccuracy, SimulatedLoss
 from precalloc.allocation import Allocation
-from precalloc.errors import KMapError
 from precalloc.kmaps import KMap
 from precalloc.network.checkpoints import Arrays, Checkpoint
 from precalloc.network.criteria import LossFn, MetricFn
 from precalloc.network.data import Data, as_data, data_hash
-from precalloc.network.folding import fold_batch_norm
 from precalloc.network.forward import ForwardFn, model_device
 from precalloc.network.interception import ProductHandler, intercept
-from precalloc.network.models import check_model, model_hash
+from precalloc.network.models import model_hash
 from precalloc.network.noise import NoiseInjector
-from precalloc.network.sites import SiteCounts, survey
-from precalloc.network.state import untouched
-from precalloc.network.tasks import Task, resolve_task
+from precalloc.network.preparation import TaskChoices, prepared
+from precalloc.network.tasks import Task
 from precalloc.progress import Progress, silent
 
 Values = npt.NDArray[np.float64]
@@ -77,31 +73,14 @@ def validate(
     """
     kmap = plan.kmap() if isinstance(plan, Allocation) else plan
     source = as_data(data)
-    check_model(model)
-    with untouched(model), torch.no_grad():
-        first = next(source.batches(batch_size))
-        judged = resolve_task(task, model, first, forward_fn, loss_fn, metric_fn, output)
-        ready, _ = fold_batch_norm(model, lambda m: judged.forward.run(m, first))
-        _require_fit(kmap, survey(ready, first, judged.forward).counts)
+    choices = TaskChoices(task, forward_fn, loss_fn, metric_fn, output)
+    with prepared(model, source, kmap, choices, batch_size) as (ready, judged):
         run = _Simulation(ready, source, judged, kmap, seed, batch_size, seeds)
         identity = f"{model_hash(model)} {data_hash(source)} {judged.name} {kmap.digest} {seed} {batch_size}"
         keeper = Checkpoint(checkpoint, identity)
         with keeper.running(run.state, run.restore):
             run.go(progress, keeper)
     return run.result()
-
-
-def _require_fit(kmap: KMap, counts: dict[str, SiteCounts]) -> None:
-    missing, unknown = sorted(set(counts) - set(kmap.repetitions)), sorted(set(kmap.repetitions) - set(counts))
-    if missing or unknown:
-        raise KMapError(
-            f"The K map is of another network: it lacks sites {missing[:3]} and has unknown sites {unknown[:3]}. "
-            "Allocate for this model."
-        )
-    for name, count in counts.items():
-        if kmap.repetitions[name].size not in (1, count.channels):
-            found = kmap.repetitions[name].size
-            raise KMapError(f"Site '{name}' has {count.channels} channels, but {found} repetitions. Allocate anew.")
 
 
 def _ignore(_: int) -> None:

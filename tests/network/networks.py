@@ -13,10 +13,10 @@ LEVELS = {THERMAL: 0.05, WEIGHT: 0.2, SHOT: 3.0}
 CPU = torch.device("cpu")
 
 
-def hardware(kinds=KINDS, redundancy=Redundancy.SPACE, levels=LEVELS, lattice="continuous"):
+def hardware(kinds=KINDS, redundancy=Redundancy.SPACE, levels=LEVELS, lattice="continuous", digital_biases=False):
     """Build hardware with these noise kinds; by default copies in space, which average all of them."""
     terms = tuple(NoiseTerm(kind, levels[kind], AVERAGED_BY[kind], "a test") for kind in kinds)
-    return Hardware("test-chip", terms, Repetition(redundancy, lattice, 0.1), 1e-18)
+    return Hardware("test-chip", terms, Repetition(redundancy, lattice, 0.1), 1e-18, digital_biases=digital_biases)
 
 
 def normal(seed, *shape):

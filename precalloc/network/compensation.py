@@ -1,0 +1,268 @@
+"""Compensation: digital bias corrections that take away the mean shift which noise causes behind nonlinearities.
+
+Zero-mean noise before a ReLU, GELU or softmax changes the mean of what follows, E[f(y + e)] = f(y) + f''(y) E[e^2] / 2
+to second order. The change has one sign at all positions, so pooling does not average it away; a constant per channel
+at the next product, which hardware adds digitally anyway, does. The corrections are those of
+
+    c_l = -E[ mean over examples and positions of (noisy y_l - clean y_l) ],   with c_1 ... c_{l-1} at work,
+
+layer by layer in order of execution: to correct every layer at once for the shift that it has without corrections
+counts an early shift again at every later layer, and diverges on deep networks. It is the bias correction of quantised
+networks (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019,
+arXiv:1906.04721, section 4.2) with noise in the place of rounding.
+
+One sweep does all layers: within a noisy pass every site takes its own correction before the pass goes on. The running
+averages converge whatever the depth, since each depends on those of earlier sites only. Passes come in pairs of
+opposite noise, which cancels the part of the measured means that is linear in the noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from precalloc.allocation import Allocation
+from precalloc.errors import DataError, HardwareError, ModelError
+from precalloc.kmaps import KMap
+from precalloc.network.checkpoints import Arrays, Checkpoint
+from precalloc.network.criteria import LossFn, MetricFn
+from precalloc.network.data import Data, as_data, data_hash
+from precalloc.network.data_parts import first
+from precalloc.network.forward import ForwardFn, model_device
+from precalloc.network.interception import intercept
+from precalloc.network.models import model_hash
+from precalloc.network.noise import NoiseInjector
+from precalloc.network.preparation import TaskChoices, prepared
+from precalloc.network.shifts import ShiftAverages
+from precalloc.network.state import derived_seed
+from precalloc.network.tasks import Task
+from precalloc.profiles import FloatArray
+from precalloc.progress import Progress, silent
+
+# Passes of random numbers that no simulation of the same seed sees again: corrections must not know its devices.
+_ESTIMATION, _CHECK = 101, 102
+
+Plan = TypeVar("Plan", KMap, Allocation)
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """Bias corrections and what they were seen to do on the data that they were estimated on, under other noise.
+
+    Parameters
+    ----------
+    corrections : site name -> (channels,)
+        To add to every product with a static weight, in its units.
+    loss_before, loss_after
+        Mean loss under noise without and with them; the same noise in both.
+    """
+
+    corrections: Mapping[str, FloatArray]
+    loss_before: float
+    loss_after: float
+
+    @property
+    def helps(self) -> bool:
+        """Whether the mean loss under noise is no higher with the corrections."""
+        return self.loss_after <= self.loss_before  # False for NaN
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured: noise draws an example, their seed, examples, and how many at a time."""
+
+    draws: int
+    seed: int
+    examples: int
+    batch_size: int
+
+
+def compensate(
+    model: nn.Module,
+    data: object,
+    plan: Plan,
+    *,
+    task: Task | str | None = None,
+    forward_fn: ForwardFn | None = None,
+    loss_fn: LossFn | None = None,
+    metric_fn: MetricFn | None = None,
+    output: str | int | None = None,
+    draws: int = 8,
+    seed: int = 0,
+    examples: int = 512,
+    batch_size: int = 32,
+    progress: Progress = silent,
+    checkpoint: Path | None = None,
+) -> Plan:
+    """Add bias corrections to a K map, or to an allocation and to the uniform one beside it.
+
+    Where corrections would raise the loss under noise on the same data they are left out: a K map comes back without,
+    an allocation with a note that says so.
+
+    Parameters
+    ----------
+    model
+        The network that was profiled; left as it was.
+    data
+        Calibration data; labels are used only to check that the corrections help.
+    plan
+        K map or allocation. Corrections are for its K: another K needs others.
+    task, forward_fn, loss_fn, metric_fn, output
+        As for `precalloc.profile`.
+    draws
+        Noise draws an example, in pairs of opposite sign. Weight noise has another device for every batch and pair,
+        and one correction for all devices.
+    seed
+        Of the noise.
+    examples
+        As many of the first are used.
+    progress
+        Called as ``progress(done, total, what)`` in examples.
+    checkpoint
+        File from which an interrupted run goes on.
+
+    Raises
+    ------
+    HardwareError
+        If the hardware has no digital biases.
+    ModelError, DataError
+        If model or data are not those that the allocation's profile was measured on.
+    KMapError
+        If the K map is of another network.
+    """
+    choices = TaskChoices(task, forward_fn, loss_fn, metric_fn, output)
+    effort = Effort(max(2, draws + draws % 2), seed, examples, batch_size)
+    if isinstance(plan, KMap):
+        found = estimate(model, data, plan, choices, effort, progress, checkpoint)
+        return plan.compensated(found.corrections if found.helps else {})
+    _require_calibration(model, data, plan)
+    maps = {"allocated": plan.kmap(), "uniform": plan.uniform_kmap()}
+    both = {
+        name: estimate(
+            model,
+            data,
+            kmap,
+            choices,
+            effort,
+            progress,
+            None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.{name}"),
+        )
+        for name, kmap in maps.items()
+    }
+    kept = {name: found.corrections if found.helps else {} for name, found in both.items()}
+    notes = [_explain(found, name) for name, found in both.items() if not found.helps]
+    return plan.with_bias_corrections(kept["allocated"], kept["uniform"]).with_notes(*notes)
+
+
+def _require_calibration(model: nn.Module, data: object, allocation: Allocation) -> None:
+    if model_hash(model) != allocation.provenance.model_hash:
+        raise ModelError("The model is not the one that was profiled: its weights differ. Profile it again.")
+    if data_hash(as_data(data)) != allocation.provenance.data_hash:
+        raise DataError(
+            "The data is not the calibration data of the profile. Compensate on the data that was profiled: "
+            "validation must not meet what the corrections were estimated on."
+        )
+
+
+def _explain(found: Compensation, name: str) -> str:
+    return (
+        f"The mean shift of the {name} K map is not compensated: bias corrections raised the loss under noise on the "
+        f"calibration data from {found.loss_before:.4g} to {found.loss_after:.4g}."
+    )
+
+
+def estimate(
+    model: nn.Module,
+    data: object,
+    kmap: KMap,
+    choices: TaskChoices,
+    effort: Effort,
+    progress: Progress = silent,
+    checkpoint: Path | None = None,
+) -> Compensation:
+    """Estimate a K map's bias corrections, and the loss without and with them; parameters as of `compensate`."""
+    if not kmap.hardware.digital_biases:
+        raise HardwareError(
+            f"Hardware {kmap.hardware.name!r} has no digital biases to fold corrections into. "
+            "If it adds biases digitally, say so in its file: [digital] biases = true."
+        )
+    source, bare = first(as_data(data), effort.examples), kmap.compensated({})
+    with prepared(model, source, bare, choices, effort.batch_size) as (ready, task):
+        sweep = _Sweep(ready, task, source, bare, effort)
+        identity = f"compensation {model_hash(model)} {data_hash(source)} {task.name} {bare.digest} {effort}"
+        keeper = Checkpoint(checkpoint, identity)
+        with keeper.running(sweep.state, sweep.restore):
+            sweep.go(progress, keeper)
+        before, after = (sweep.loss(plan) for plan in (bare, bare.compensated(sweep.corrections())))
+    return Compensation(sweep.corrections(), before, after)
+
+
+class _Sweep:
+    """Running averages of every site's correction over batches and noise draws."""
+
+    def __init__(self, model: nn.Module, task: Task, data: Data, kmap: KMap, effort: Effort) -> None:
+        self._model, self._task, self._data, self._kmap, self._effort = model, task, data, kmap, effort
+        self._shifts = ShiftAverages()
+        self._settled: Arrays = {"done": np.array(0), "weight": np.array(0.0)}
+
+    def go(self, progress: Progress, keeper: Checkpoint) -> None:
+        """Take the pairs of draws that are not done yet."""
+        forward, total = self._task.forward, self._effort.draws * self._data.examples
+        for pair in range(int(self._settled["done"]), self._effort.draws // 2):
+            done = 2 * pair * self._data.examples
+            for index, batch in enumerate(self._data.batches(self._effort.batch_size)):
+                self._shifts.expect(self._model, batch, forward)
+                # Another device for every batch: weight noise is averaged over as many as there is time for.
+                opposites = self._pair(self._kmap, _ESTIMATION, pair, index)
+                self._shifts.measure(self._model, batch, forward, opposites)
+                done += 2 * batch.size
+                progress(done, total, "compensating")
+            self._settle(pair + 1)
+            keeper.offer(self.state)
+
+    def _settle(self, pairs: int) -> None:
+        """Note the averages after whole pairs of draws: an interrupted pair is taken again."""
+        shifts = {f"shift/{site}": value.cpu().numpy() for site, value in self._shifts.average.items()}
+        self._settled = shifts | {"done": np.array(pairs), "weight": np.array(self._shifts.weight)}
+
+    def loss(self, kmap: KMap) -> float:
+        """Mean loss under one pair of draws of a K map's noise, the same draws for every K map."""
+        total, weight = 0.0, 0.0
+        for index, batch in enumerate(self._data.batches(self._effort.batch_size)):
+            output = self._task.output(self._model, batch)
+            reference = self._task.reference(output, batch)
+            shares = self._task.weight(output, reference)
+            for injector in self._pair(kmap, _CHECK, index):
+                with intercept(self._model, injector):
+                    noisy = self._task.output(self._model, batch)
+                total += float((self._task.loss(noisy, reference) * shares).sum())
+                weight += float(shares.sum())
+        return total / weight
+
+    def _pair(self, kmap: KMap, *purpose: int) -> tuple[NoiseInjector, NoiseInjector]:
+        seed, device = derived_seed(self._effort.seed, *purpose), model_device(self._model)
+        return NoiseInjector.of(kmap, seed, device), NoiseInjector.of(kmap, seed, device, sign=-1.0)
+
+    def corrections(self) -> dict[str, FloatArray]:
+        """Corrections by site name, in order of execution."""
+        return {site: -shift.cpu().double().numpy() for site, shift in self._shifts.average.items()}
+
+    def state(self) -> Arrays:
+        """Averages after the finished pairs of draws."""
+        return self._settled
+
+    def restore(self, arrays: Arrays) -> None:
+        """Go on after the finished pairs of draws."""
+        self._settled, device = arrays, model_device(self._model)
+        average = {
+            name.removeprefix("shift/"): torch.from_numpy(values).to(device)
+            for name, values in arrays.items()
+            if name.startswith("shift/")
+        }
+        self._shifts = ShiftAverages(average, float(arrays["weight"]))

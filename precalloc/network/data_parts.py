@@ -1,0 +1,35 @@
+"""Parts of data, as data again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from precalloc.network.data import Batch, Data
+
+
+@dataclass(frozen=True)
+class First:
+    """The first ``examples`` of some data that has more."""
+
+    whole: Data
+    examples: int
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the examples carry labels."""
+        return self.whole.labelled
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Go through the examples in batches of at most ``batch_size``."""
+        left = self.examples
+        for batch in self.whole.batches(batch_size):
+            yield batch.take(left)
+            left -= batch.size
+            if left <= 0:
+                return
+
+
+def first(data: Data, count: int) -> Data:
+    """The first ``count`` examples; the data itself where it has no more."""
+    return data if data.examples <= count else First(data, count)

@@ -1,0 +1,87 @@
+"""A model made ready for noise: what every simulation does before its first noisy pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from precalloc.errors import KMapError
+from precalloc.kmaps import KMap
+from precalloc.network.criteria import LossFn, MetricFn
+from precalloc.network.data import Batch, Data
+from precalloc.network.folding import fold_batch_norm
+from precalloc.network.forward import ForwardFn
+from precalloc.network.models import check_model
+from precalloc.network.sites import SiteCounts, survey
+from precalloc.network.state import untouched
+from precalloc.network.tasks import Task, resolve_task
+
+
+@dataclass(frozen=True)
+class TaskChoices:
+    """What the user says of the task; the rest is told from a batch."""
+
+    task: Task | str | None = None
+    forward_fn: ForwardFn | None = None
+    loss_fn: LossFn | None = None
+    metric_fn: MetricFn | None = None
+    output: str | int | None = None
+
+    def resolve(self, model: nn.Module, batch: Batch) -> Task:
+        """Complete the choices by what a batch tells; raises as `precalloc.network.tasks.resolve_task` does."""
+        return resolve_task(self.task, model, batch, self.forward_fn, self.loss_fn, self.metric_fn, self.output)
+
+
+@contextmanager
+def prepared(
+    model: nn.Module, data: Data, kmap: KMap, choices: TaskChoices, batch_size: int
+) -> Iterator[tuple[nn.Module, Task]]:
+    """Give the model with batch norms folded, checked against a K map, and its task; the model is left as it was.
+
+    Raises
+    ------
+    KMapError
+        If the K map is of another network.
+    ModelError, DataError
+        If the model cannot be run on the data, or its task cannot be told.
+    """
+    check_model(model)
+    with untouched(model), torch.no_grad():
+        first = next(data.batches(batch_size))
+        task = choices.resolve(model, first)
+        ready, _ = fold_batch_norm(model, lambda m: task.forward.run(m, first))
+        require_fit(kmap, survey(ready, first, task.forward).counts)
+        yield ready, task
+
+
+def require_fit(kmap: KMap, counts: Mapping[str, SiteCounts]) -> None:
+    """Refuse a K map whose sites, channels or bias corrections are not those of the network.
+
+    Raises
+    ------
+    KMapError
+        If they differ.
+    """
+    missing, unknown = sorted(set(counts) - set(kmap.repetitions)), sorted(set(kmap.repetitions) - set(counts))
+    if missing or unknown:
+        raise KMapError(
+            f"The K map is of another network: it lacks sites {missing[:3]} and has unknown sites {unknown[:3]}. "
+            "Allocate for this model."
+        )
+    for name, count in counts.items():
+        if kmap.repetitions[name].size not in (1, count.channels):
+            found = kmap.repetitions[name].size
+            raise KMapError(f"Site '{name}' has {count.channels} channels, but {found} repetitions. Allocate anew.")
+        correction = kmap.bias_corrections.get(name)
+        if correction is None:
+            continue
+        if not count.static:
+            raise KMapError(f"Site '{name}' multiplies two activations and has no bias to correct. Compensate anew.")
+        if correction.size != count.channels:
+            raise KMapError(
+                f"Site '{name}' has {count.channels} channels, but {correction.size} bias corrections. Compensate anew."
+            )
