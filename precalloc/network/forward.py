@@ -117,14 +117,17 @@ def _describe(inputs: Mapping[str, Any]) -> dict[str, object]:
 
 def _arguments(model: nn.Module, inputs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """Inputs by name where the forward has the names, else in order."""
-    if not set(inputs) <= _forward_parameters(model):
+    parameters = _forward_parameters(model)
+    if not set(inputs) <= parameters:
         return list(inputs.values()), {}
+    if "use_cache" in parameters:  # transformers' decoders would return all keys and values as well
+        inputs = {"use_cache": False, **inputs}
     spec = getattr(model, "_in_spec", None)
     if not isinstance(spec, TreeSpec):
         return [], inputs
     # An exported program takes by keyword only what was a keyword when it was exported.
     keywords = set(spec.child(1).context)
-    positional = [name for name in inspect.signature(model.forward).parameters if name in inputs.keys() - keywords]
+    positional = [name for name in _signature(model).parameters if name in inputs.keys() - keywords]
     return [inputs[name] for name in positional], {name: inputs[name] for name in inputs if name in keywords}
 
 
@@ -136,4 +139,10 @@ def model_device(model: nn.Module) -> torch.device:
 def _forward_parameters(model: nn.Module) -> set[str]:
     """Names that the forward takes by keyword."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {name for name, parameter in inspect.signature(model.forward).parameters.items() if parameter.kind in kinds}
+    return {name for name, parameter in _signature(model).parameters.items() if parameter.kind in kinds}
+
+
+def _signature(model: nn.Module) -> inspect.Signature:
+    """Signature of the forward; a replayed program carries that of its origin."""
+    own = getattr(model, "signature", None)
+    return own if isinstance(own, inspect.Signature) else inspect.signature(model.forward)

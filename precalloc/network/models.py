@@ -1,4 +1,4 @@
-"""Models from a MODEL spec: ``path/file.py:factory`` or ``package.module:factory``, with optional weights."""
+"""Models from a MODEL spec: a factory with optional weights, an exported program or a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -18,21 +18,43 @@ from precalloc.network.state import set_evaluation
 
 
 def load_model(spec: str, weights: str | None = None) -> nn.Module:
-    """Build the model that ``spec`` names and load ``weights`` (``.safetensors`` or a tensors-only ``.pt``) into it.
+    """Build the model that ``spec`` names.
+
+    Parameters
+    ----------
+    spec
+        ``path/file.py:factory`` or ``package.module:factory``, a ``.pt2`` file, or a Hugging Face model directory.
+    weights
+        ``.safetensors`` or a tensors-only ``.pt``, to load into what a factory builds.
 
     Raises
     ------
     ModelError
         If the file, module, factory or weights are missing, or the factory returns no ``nn.Module``.
     """
+    if weights is not None and (spec.endswith(".pt2") or Path(spec).is_dir()):
+        raise ModelError(f"'{spec}' holds its weights already. Leave out --weights {weights}.")
+    model = _build(spec)
+    if weights is not None:
+        _load_weights(model, Path(weights))
+    set_evaluation(model)
+    return model
+
+
+def _build(spec: str) -> nn.Module:
+    if spec.endswith(".pt2"):
+        from precalloc.network.exported import load_exported
+
+        return load_exported(Path(spec))
+    if Path(spec).is_dir():
+        from precalloc.network.huggingface import load_directory
+
+        return load_directory(Path(spec))
     model = call_factory(spec, ModelError)
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"'{spec}' returned {type(model).__name__}, not an nn.Module. Name a callable that builds the model."
         )
-    if weights is not None:
-        _load_weights(model, Path(weights))
-    set_evaluation(model)
     return model
 
 
