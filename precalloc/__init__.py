@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from precalloc.allocation import Allocation
     from precalloc.allocator import allocate
     from precalloc.budgets import Budget
+    from precalloc.choices import Choices
     from precalloc.errors import PrecallocError
     from precalloc.hardware import Hardware
     from precalloc.kmaps import KMap
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Allocation": "precalloc.allocation",
     "Budget": "precalloc.budgets",
+    "Choices": "precalloc.choices",
     "Hardware": "precalloc.hardware",
     "KMap": "precalloc.kmaps",
     "PrecallocError": "precalloc.errors",
@@ -55,6 +57,7 @@ _EXPORTS = {
 __all__ = [
     "Allocation",
     "Budget",
+    "Choices",
     "Hardware",
     "KMap",
     "PrecallocError",

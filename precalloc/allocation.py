@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from precalloc.accuracy import SimulatedAccuracy
+from precalloc.choices import Choices
 from precalloc.hardware import Hardware
 from precalloc.kmaps import KMap, SiteRanges
 from precalloc.objective import Granularity
@@ -21,7 +22,8 @@ from precalloc.refinements import Refinement
 class UniformAllocation:
     """One K for the whole network, with the same figures (and bias corrections, by site) as an allocation.
 
-    ``clean_loss`` is the loss without noise.
+    ``clean_loss`` is the loss without noise; ``held`` names the sites whose bounds keep them from the common K, with
+    their own.
     """
 
     repetitions: float
@@ -31,11 +33,20 @@ class UniformAllocation:
     simulated: SimulatedAccuracy | None = None
     clean_loss: float = math.nan
     bias_corrections: Mapping[str, FloatArray] = field(default_factory=dict)
+    held: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def predicted_loss(self) -> float:
         """Loss on the calibration data plus the damage; per token for language models."""
         return self.clean_loss + self.damage
+
+
+@dataclass(frozen=True)
+class DigitalSite:
+    """Site that stays digital, without noise: energy per inference, None where it is not known."""
+
+    site: Site
+    energy_joule: float | None
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,10 @@ class Allocation:
         Against the mean shift that noise causes, where the allocation is compensated.
     notes
         What the way to this allocation has to say to its reader.
+    choices
+        What the user decided.
+    digital
+        Sites that stay digital by these decisions; budgets and energies above are those of the analog sites alone.
     """
 
     granularity: Granularity
@@ -125,6 +140,8 @@ class Allocation:
     refinement: Refinement | None = None
     bias_corrections: Mapping[str, FloatArray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    choices: Choices = field(default_factory=Choices)
+    digital: tuple[DigitalSite, ...] = ()
 
     def __post_init__(self) -> None:
         for entry in self:
@@ -146,7 +163,7 @@ class Allocation:
 
     @property
     def macs(self) -> float:
-        """Multiply-accumulates per inference at one repetition everywhere."""
+        """Multiply-accumulates per inference of the analog sites, at one repetition everywhere."""
         return sum(entry.site.macs for entry in self.sites)
 
     @property
@@ -162,7 +179,19 @@ class Allocation:
     @property
     def mean_repetitions(self) -> float:
         """Energy over that of one repetition everywhere."""
-        return self.energy_joule / self.uniform.energy_joule * self.uniform.repetitions
+        return self.energy_joule / self.cost_at_k1_joule
+
+    @property
+    def cost_at_k1_joule(self) -> float:
+        """Energy per inference of one repetition everywhere."""
+        return sum(self.hardware.energy_at_k1_joule(entry.site.macs, entry.site.outputs) for entry in self)
+
+    @property
+    def digital_energy_joule(self) -> float | None:
+        """Energy per inference of the sites that stay digital; None where it is not known."""
+        energies = [entry.energy_joule for entry in self.digital]
+        known = [energy for energy in energies if energy is not None]
+        return sum(known) if len(known) == len(energies) else None
 
     @property
     def saving(self) -> float | None:
@@ -173,14 +202,24 @@ class Allocation:
 
     def kmap(self) -> KMap:
         """Give the K map alone."""
-        return KMap(self.granularity, self.hardware, self.by_site, self._ranges(), self.bias_corrections)
+        return KMap(
+            self.granularity,
+            self.hardware,
+            self.by_site,
+            self._ranges(),
+            self.bias_corrections,
+            self._digital_names(),
+        )
 
     def uniform_kmap(self) -> KMap:
         """Give the K map of the uniform allocation beside this one, per layer."""
-        each = np.array([self.uniform.repetitions])
-        repetitions = {entry.site.name: each for entry in self.sites}
+        own = self.uniform.held
+        each = {entry.site.name: np.array([own.get(entry.site.name, self.uniform.repetitions)]) for entry in self}
         corrections = self.uniform.bias_corrections
-        return KMap(Granularity.LAYER, self.hardware, repetitions, self._ranges(), corrections)
+        return KMap(Granularity.LAYER, self.hardware, each, self._ranges(), corrections, self._digital_names())
+
+    def _digital_names(self) -> frozenset[str]:
+        return frozenset(entry.site.name for entry in self.digital)
 
     def _ranges(self) -> dict[str, SiteRanges]:
         return {entry.site.name: SiteRanges(entry.site.input_range, entry.site.operand_range) for entry in self.sites}

@@ -9,15 +9,15 @@ from functools import cache
 
 import numpy as np
 
-from precalloc.allocation import Allocation, SiteAllocation, UniformAllocation
+from precalloc.allocation import Allocation, DigitalSite, SiteAllocation, UniformAllocation
 from precalloc.budgets import Budget
+from precalloc.choices import Choices
 from precalloc.errors import BudgetError
 from precalloc.hardware import Hardware
 from precalloc.objective import (
     ROUNDING,
     Granularity,
     Objective,
-    largest_uniform,
     noise_bits,
     parse_granularity,
     smallest_k,
@@ -27,6 +27,7 @@ from precalloc.objective import (
 from precalloc.prediction import Prediction, Predictor
 from precalloc.profiles import FloatArray, Profile
 from precalloc.search import least
+from precalloc.uniform import affordable_uniform, within_bounds
 from precalloc.units import format_energy
 from solvers import Problem, Solution, solve
 
@@ -38,6 +39,7 @@ def allocate(
     max_drop: float | None = None,
     hardware: Hardware | None = None,
     granularity: str = "layer",
+    choices: Choices | None = None,
     method: str = "auto",
     seed: int = 0,
 ) -> Allocation:
@@ -58,6 +60,9 @@ def allocate(
         Noise, energy and realisable K; by default that for which the profile was measured.
     granularity
         "layer" or "channel".
+    choices
+        Which sites are analog, and what their K may be; uniform K beside the allocation obeys them as well. Budgets are
+        those of the analog sites, and mean values refer to their MACs.
     method
         Of ``solvers.solve``.
     seed
@@ -65,6 +70,8 @@ def allocate(
 
     Raises
     ------
+    ChoiceError
+        If a choice matches no site, or contradicts others or the hardware.
     BudgetError
         If the budget is malformed or below the least feasible one, or no K reaches the wanted accuracy.
     ProfileError
@@ -72,7 +79,9 @@ def allocate(
     """
     if (budget is None) == (max_drop is None):
         raise BudgetError("Give either a budget, such as '15x', or a greatest accuracy drop, such as 0.02.")
-    allocator = Allocator.of(profile, hardware or profile.hardware, parse_granularity(granularity), method, seed)
+    allocator = Allocator.of(
+        profile, hardware or profile.hardware, parse_granularity(granularity), method, seed, choices=choices
+    )
     if max_drop is not None:
         return allocator.reaching(max_drop)
     return allocator.within(budget if isinstance(budget, Budget) else Budget.parse(str(budget)))
@@ -82,7 +91,16 @@ def allocate(
 class Allocator:
     """A profile on a hardware at one granularity, prepared for many budgets.
 
-    ``predictor`` is None where the profile holds no margins for the granularity.
+    Parameters
+    ----------
+    profile
+        Of the analog sites.
+    predictor
+        None where the profile holds no margins for the granularity.
+    lower, upper : (units,)
+        Realisable bounds of K that choices and hardware leave.
+    digital
+        Sites that stay digital.
     """
 
     profile: Profile
@@ -93,6 +111,10 @@ class Allocator:
     least_joule: float
     method: str
     seed: int
+    lower: FloatArray
+    upper: FloatArray
+    choices: Choices
+    digital: tuple[DigitalSite, ...]
 
     @classmethod
     def of(
@@ -102,15 +124,23 @@ class Allocator:
         granularity: Granularity = Granularity.LAYER,
         method: str = "auto",
         seed: int = 0,
+        *,
+        choices: Choices | None = None,
     ) -> Allocator:
         """Prepare allocations.
 
         Raises
         ------
+        ChoiceError
+            If a choice matches no site, or contradicts others or the hardware.
         ProfileError
             If the profile lacks a noise kind of the hardware.
         """
+        choices = choices or Choices()
+        profile, digital = _split(profile, choices)
         objective = Objective.of(profile, hardware, granularity)
+        bounds = choices.bounds(profile.sites, hardware)
+        lower, upper = bounds.lower[objective.site_of_unit], bounds.upper[objective.site_of_unit]
         table = profile.margins
         predictable = table is not None and (granularity is Granularity.LAYER or table.channel_covariance is not None)
         predictor = Predictor.of(profile, hardware, granularity, seed) if predictable else None
@@ -119,13 +149,16 @@ class Allocator:
             objective.damage,
             objective.cost_joule,
             0.0,
-            smallest_k(repetition),
-            repetition.k_max,
+            _one_if_equal(lower),
+            _one_if_equal(upper),
             repetition.levels if isinstance(repetition.levels, str) else np.array(repetition.levels),
             objective.floor,
+            ties=None if bounds.ties is None else bounds.ties[objective.site_of_unit],
         )
         least_joule = float(solve(problem).least_budget)  # of a budget of nothing: infeasible by what K cost at least
-        return cls(profile, hardware, objective, predictor, problem, least_joule, method, seed)
+        return cls(
+            profile, hardware, objective, predictor, problem, least_joule, method, seed, lower, upper, choices, digital
+        )
 
     def within(self, budget: Budget) -> Allocation:
         """Choose the K of least damage within a budget.
@@ -140,7 +173,7 @@ class Allocator:
         if energy < self.least_joule * (1.0 - ROUNDING):
             raise BudgetError(
                 f"Budget {budget} is {format_energy(self.least_joule - energy)} per inference short: the least K of "
-                f"{self.hardware.name!r}, {smallest_k(self.hardware.repetition):g} everywhere, takes "
+                f"{self.hardware.name!r}{self._least_text()}, takes "
                 f"{format_energy(self.least_joule)}. Give at least {budget.express(self.least_joule, cost, macs)}."
             )
         k, solution = self._solve(energy)
@@ -170,7 +203,7 @@ class Allocator:
             raise BudgetError(f"Accuracy drop {max_drop!r} must lie between 0 and 1: two points are 0.02.")
         predictor = self.predictor or Predictor.of(self.profile, self.hardware, self.objective.granularity)
         repetition, cost = self.hardware.repetition, self.objective.cost_at_k1
-        best = predictor.predict(repetition.k_max)
+        best = predictor.predict(self.upper)
         multiple = None
         if best.drop_high <= max_drop:
             multiple = least(
@@ -187,19 +220,26 @@ class Allocator:
         return self._result(k, solution, energy, predictor.predict(k), matching, request, max_drop)
 
     def uniform(self, k: float) -> UniformAllocation:
-        """Give the figures of one K for the whole network."""
+        """Give the figures of one K for the whole network, as far as the bounds of its sites allow."""
+        each = within_bounds(k, self.lower, self.upper)
+        held = {
+            self.profile.sites[site].name: float(own)
+            for site, own in zip(self.objective.site_of_unit.tolist(), each.tolist(), strict=True)
+            if own != k
+        }
         return UniformAllocation(
             k,
-            self.objective.energy_joule(k),
-            self.objective.damage_at(k),
-            self._predict(k),
+            self.objective.energy_joule(each),
+            self.objective.damage_at(each),
+            self._predict(each),
             clean_loss=self.profile.clean_loss,
+            held=held,
         )
 
     def _solve(self, energy: float) -> tuple[FloatArray, Solution]:
         """K of least damage within an energy, and the solver's certificate; never worse than uniform K."""
         energy = max(energy, self.least_joule)
-        most = self.objective.cost_at_k1 * self.hardware.repetition.k_max
+        most = self.objective.energy_joule(self.upper)
         if energy >= most * (1.0 - ROUNDING):  # "64x" is K = 64 everywhere, however its energy was rounded
             energy = most * (1.0 + ROUNDING)
         solution = solve(self.problem.with_budget(energy), self.method)
@@ -207,12 +247,17 @@ class Allocator:
             raise BudgetError(
                 f"Method {self.method!r} found no allocation within {format_energy(energy)}: {solution.message}"
             )
-        same = np.full(solution.k.shape, self._affordable_uniform(energy))
+        same = within_bounds(self._affordable_uniform(energy), self.lower, self.upper)
         return min(solution.k, same, key=self.objective.damage_at), solution
 
     def _affordable_uniform(self, energy: float) -> float:
-        k = largest_uniform(self.hardware.repetition, energy / self.objective.cost_at_k1)
-        return smallest_k(self.hardware.repetition) if k is None else k  # short by rounding alone
+        repetition = self.hardware.repetition
+        return affordable_uniform(energy, self.objective.cost_joule, self.lower, self.upper, repetition)
+
+    def _least_text(self) -> str:
+        """Least K, where it is one for all."""
+        same = self.lower.min() == self.lower.max()
+        return f", {self.lower.min():g} everywhere" if same else " and of the choices"
 
     def _predict(self, k: FloatArray | float) -> Prediction | None:
         return None if self.predictor is None else self.predictor.predict(k)
@@ -220,12 +265,12 @@ class Allocator:
     def _least_uniform(self, holds: Callable[[Prediction], bool]) -> UniformAllocation | None:
         """Least uniform K whose prediction satisfies a condition that keeps holding as K grows."""
         repetition, predictor = self.hardware.repetition, self.predictor
-        if predictor is None or not holds(predictor.predict(repetition.k_max)):
+        if predictor is None or not holds(predictor.predict(self.upper)):
             return None
 
         @cache
         def reaches(k: float | None) -> bool:
-            return k is not None and holds(predictor.predict(k))
+            return k is not None and holds(predictor.predict(within_bounds(k, self.lower, self.upper)))
 
         found = least(lambda x: reaches(smallest_uniform(repetition, x)), smallest_k(repetition), repetition.k_max)
         k = None if found is None else smallest_uniform(repetition, found)
@@ -233,11 +278,10 @@ class Allocator:
 
     def _explain_unreachable(self, max_drop: float, best: Prediction) -> str:
         static = [term.kind.value for term in split_terms(self.hardware)[1]]
-        where = (
-            f"K = {self.hardware.repetition.k_max:g} everywhere"
-            if self.hardware.repetition.k_max < math.inf
-            else "any K"
-        )
+        where = "any K"
+        if self.upper.max() < math.inf:
+            bounded = self.upper.min() < self.upper.max()
+            where = "the largest K that is allowed" if bounded else f"K = {self.upper.max():g} everywhere"
         cause = f" ({' and '.join(static)} noise is not averaged by this hardware's repetitions)" if static else ""
         return (
             f"A drop of at most {100.0 * max_drop:g} points cannot be promised on {self.hardware.name!r}: at {where} "
@@ -278,6 +322,8 @@ class Allocator:
             provenance=self.profile.provenance,
             seed=self.seed,
             clean_loss=self.profile.clean_loss,
+            choices=self.choices,
+            digital=self.digital,
         )
 
     def _site_allocations(self, k: FloatArray) -> tuple[SiteAllocation, ...]:
@@ -290,3 +336,20 @@ class Allocator:
             SiteAllocation(site, k[objective.site_of_unit == i], float(energy[i]), float(damage[i]), float(bits[i]))
             for i, site in enumerate(profile.sites)
         )
+
+
+def _split(profile: Profile, choices: Choices) -> tuple[Profile, tuple[DigitalSite, ...]]:
+    """Split the profile into that of the analog sites and what stays digital."""
+    analog = choices.analog(profile.sites)
+    per_mac = choices.digital_energy_per_mac_joule
+    digital = tuple(
+        DigitalSite(site, None if per_mac is None else site.macs * per_mac)
+        for site, kept in zip(profile.sites, analog, strict=True)
+        if not kept
+    )
+    return profile.select(analog), digital
+
+
+def _one_if_equal(values: FloatArray) -> FloatArray | float:
+    """One number for equal bounds: the solvers then need not look at each."""
+    return float(values[0]) if values.min() == values.max() else values

@@ -37,6 +37,10 @@ class BudgetError(PrecallocError):
     """A budget is malformed or infeasible; the message names the least feasible one."""
 
 
+class ChoiceError(PrecallocError):
+    """What the user decided about sites matches nothing, or contradicts itself or the hardware."""
+
+
 class KMapError(PrecallocError):
     """A K map file is malformed or does not fit the model."""
 

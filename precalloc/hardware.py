@@ -94,6 +94,10 @@ class Hardware:
     energy_source: str = ""
     digital_biases: bool = False
 
+    def energy_at_k1_joule(self, macs: float, outputs: float) -> float:
+        """Energy of some MACs and conversions at one repetition, in joules."""
+        return macs * self.energy_per_mac_joule + outputs * self.energy_per_conversion_joule
+
     @property
     def kinds(self) -> tuple[NoiseKind, ...]:
         """Noise kinds of this hardware, in the order of its file."""

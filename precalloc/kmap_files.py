@@ -10,7 +10,7 @@ from typing import Any
 
 from precalloc import __version__
 from precalloc.accuracy import SimulatedAccuracy, perplexity
-from precalloc.allocation import Allocation, SiteAllocation, UniformAllocation
+from precalloc.allocation import Allocation, DigitalSite, SiteAllocation, UniformAllocation
 from precalloc.kmaps import SCHEMA, VERSION, plain_number
 from precalloc.objective import Granularity
 from precalloc.prediction import Prediction
@@ -56,6 +56,9 @@ def kmap_record(allocation: Allocation) -> dict[str, Any]:
             _site_record(entry, allocation.granularity, allocation.bias_corrections.get(entry.site.name))
             for entry in allocation
         ],
+        "digital": [_digital_record(entry) for entry in allocation.digital],
+        "digital_energy_joule": allocation.digital_energy_joule,
+        "choices": asdict(allocation.choices),
         "provenance": asdict(allocation.provenance) | {"allocation_seed": allocation.seed},
     }
 
@@ -128,4 +131,10 @@ def _uniform_record(uniform: UniformAllocation | None) -> dict[str, Any] | None:
         "predicted_loss": plain_number(uniform.predicted_loss),
         "predicted": _accuracy_record(uniform.predicted),
         "simulated": _accuracy_record(uniform.simulated),
+        "held": {name: plain_number(k) for name, k in uniform.held.items()},
     }
+
+
+def _digital_record(entry: DigitalSite) -> dict[str, Any]:
+    site = entry.site
+    return {"name": site.name, "kind": site.kind, "macs": plain_number(site.macs), "energy_joule": entry.energy_joule}

@@ -49,6 +49,8 @@ class KMap:
     bias_corrections : site name -> (channels,)
         What to add to the digital bias of every output channel, against the mean shift that noise causes behind
         nonlinearities; sites without an entry are not corrected.
+    digital
+        Names of sites that stay digital and have no noise.
     """
 
     granularity: Granularity
@@ -56,6 +58,7 @@ class KMap:
     repetitions: Mapping[str, FloatArray]
     ranges: Mapping[str, SiteRanges]
     bias_corrections: Mapping[str, FloatArray] = field(default_factory=dict)
+    digital: frozenset[str] = frozenset()
 
     def compensated(self, bias_corrections: Mapping[str, FloatArray]) -> KMap:
         """Give the same K with other bias corrections."""
@@ -68,7 +71,7 @@ class KMap:
         # Not the hardware's repr: sets come in another order in every process.
         corrections = {name: values.tolist() for name, values in self.bias_corrections.items()}
         ranges = {name: asdict(each) for name, each in self.ranges.items()}
-        text = json.dumps([self.hardware.to_dict(), repetitions, ranges, corrections])
+        text = json.dumps([self.hardware.to_dict(), repetitions, ranges, corrections, sorted(self.digital)])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
@@ -119,13 +122,14 @@ class KMap:
                 for site in record["sites"]
                 if site.get("bias_correction") is not None
             }
+            digital = frozenset(str(site["name"]) for site in record.get("digital", ()))
         except HardwareError as error:
             raise KMapError(str(error)) from error
         except (KeyError, TypeError, ValueError) as error:
             raise KMapError(f"{where} is malformed: {type(error).__name__} {error}. Allocate again.") from error
-        if len(repetitions) != len(record["sites"]) or not repetitions:
+        if len(repetitions) != len(record["sites"]) or not repetitions or digital & set(repetitions):
             raise KMapError(f"{where} names a site twice or none at all. Allocate again.")
-        return cls(granularity, hardware, repetitions, ranges, corrections)
+        return cls(granularity, hardware, repetitions, ranges, corrections, digital)
 
 
 def _repetitions(site: Mapping[str, Any], granularity: Granularity, where: str) -> FloatArray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from precalloc.allocation import Allocation, UniformAllocation
 from precalloc.allocator import Allocator
+from precalloc.choices import Choices
 from precalloc.errors import BudgetError
 from precalloc.hardware import Hardware
 from precalloc.objective import parse_granularity
@@ -29,6 +30,7 @@ def landmarks(
     hardware: Hardware | Iterable[Hardware] | None = None,
     max_drops: Iterable[float] = (0.01, 0.02),
     seed: int = 0,
+    choices: Choices | None = None,
 ) -> pd.DataFrame:
     """Find the knee of every curve of a sweep, and the least energy for each of several accuracy drops.
 
@@ -39,7 +41,7 @@ def landmarks(
 
     Parameters
     ----------
-    profile, hardware, seed
+    profile, hardware, seed, choices
         Of the sweep.
     frame
         What ``sweep`` gave.
@@ -65,7 +67,7 @@ def landmarks(
         for i, granularity in enumerate(of_hardware["granularity"].unique()):
             part = of_hardware[of_hardware["granularity"] == granularity]
             rows += _knees(part, granularity, with_uniform=i == 0)
-            allocator = Allocator.of(profile, each, parse_granularity(granularity), seed=seed)
+            allocator = Allocator.of(profile, each, parse_granularity(granularity), seed=seed, choices=choices)
             rows += [row for drop in drops for row in _least_energies(allocator, drop, with_uniform=i == 0)]
     rows.sort(key=lambda row: (names.index(row["hardware"]), marks.index(row["mark"]), _CURVES.index(row["curve"])))
     return pd.DataFrame(rows, columns=[*columns, "accuracy", "drop"])

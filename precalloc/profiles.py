@@ -11,7 +11,7 @@ import math
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,31 @@ class MarginTable:
     margins: FloatArray
     site_covariance: Mapping[NoiseKind, FloatArray]
     channel_covariance: Mapping[NoiseKind, FloatArray] | None = None
+
+    def select(self, sites: npt.NDArray[np.bool_], channels: npt.NDArray[np.bool_]) -> MarginTable:
+        """Keep some sites and channels only, given by masks."""
+        per_channel = self.channel_covariance
+        return MarginTable(
+            self.margins,
+            {kind: values[:, sites] for kind, values in self.site_covariance.items()},
+            None if per_channel is None else _SelectedArrays(per_channel, channels),
+        )
+
+
+class _SelectedArrays(Mapping[NoiseKind, FloatArray]):
+    """Some channels of arrays that are read on use: they are large, and layer allocation never needs them."""
+
+    def __init__(self, arrays: Mapping[NoiseKind, FloatArray], channels: npt.NDArray[np.bool_]) -> None:
+        self._arrays, self._channels = arrays, channels
+
+    def __getitem__(self, kind: NoiseKind) -> FloatArray:
+        return self._arrays[kind][:, self._channels]
+
+    def __iter__(self) -> Iterator[NoiseKind]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
 
 
 @dataclass(frozen=True)
@@ -173,6 +198,22 @@ class Profile:
         """Sum per-channel values (channels,) to per-site values (sites,)."""
         return np.add.reduceat(per_channel, self.channel_offsets[:-1])
 
+    def select(self, chosen: npt.NDArray[np.bool_]) -> Profile:
+        """Keep some sites only, given by a mask (sites,): the others are without noise."""
+        if chosen.all():
+            return self
+        channels = chosen[self.site_of_channel]
+        table = self.margins
+        return replace(
+            self,
+            sites=tuple(site for site, kept in zip(self.sites, chosen, strict=True) if kept),
+            damage=_pick(self.damage, channels),
+            damage_error=_pick(self.damage_error, channels),
+            site_damage_error=_pick(self.site_damage_error, chosen),
+            noise_variance=_pick(self.noise_variance, channels),
+            margins=None if table is None else table.select(chosen, channels),
+        )
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the profile as an ``.npz`` without pickles; the file appears whole or not at all."""
         return write_npz(Path(path), _header(self), _arrays(self))
@@ -207,6 +248,10 @@ def _header(profile: Profile) -> dict[str, Any]:
         "has_margins": profile.margins is not None,
         "has_channel_covariance": profile.margins is not None and profile.margins.channel_covariance is not None,
     }
+
+
+def _pick(values: Mapping[NoiseKind, FloatArray], chosen: npt.NDArray[np.bool_]) -> dict[NoiseKind, FloatArray]:
+    return {kind: array[chosen] for kind, array in values.items()}
 
 
 _PER_KIND = ("damage", "damage_error", "site_damage_error", "noise_variance")

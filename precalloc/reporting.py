@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from precalloc import figures
 from precalloc.accuracy import SimulatedAccuracy
 from precalloc.allocation import Allocation
 from precalloc.objective import split_terms
 from precalloc.rendering import render
+from precalloc.units import format_energy
 
 # A predicted accuracy that is this much below uniform K's is no longer rounding or interval width.
 _NOTABLE = 0.001
@@ -30,10 +32,25 @@ def warnings(allocation: Allocation) -> Sequence[str]:
     """List what a reader should know before using an allocation."""
     return [
         *allocation.notes,
+        *_choice_notes(allocation),
         *_floor_warning(allocation),
         *_prediction_warnings(allocation),
         *_simulation_warnings(allocation),
     ]
+
+
+def _choice_notes(a: Allocation) -> list[str]:
+    notes = []
+    if a.digital:
+        macs, energy = sum(entry.site.macs for entry in a.digital), a.digital_energy_joule
+        takes = "an energy that was not given" if energy is None else format_energy(energy)
+        notes.append(
+            f"{len(a.digital)} sites with {figures.count(macs)} MACs stay digital by choice; they take {takes} an "
+            "inference, which is outside of the budget and of every energy here."
+        )
+    if a.uniform.held:
+        notes.append(f"Uniform K obeys the same choices: {len(a.uniform.held)} sites are held at a K of their own.")
+    return notes
 
 
 def _floor_warning(a: Allocation) -> list[str]:

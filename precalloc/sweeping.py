@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from precalloc.allocation import Allocation
 from precalloc.allocator import Allocator
 from precalloc.budgets import Budget, parse_budgets
+from precalloc.choices import Choices
 from precalloc.errors import HardwareError
 from precalloc.hardware import Hardware
 from precalloc.objective import parse_granularity
@@ -30,6 +31,7 @@ def sweep(
     *,
     hardware: Hardware | Iterable[Hardware] | None = None,
     granularities: Iterable[str] = ("layer",),
+    choices: Choices | None = None,
     method: str = "auto",
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -46,6 +48,8 @@ def sweep(
         Noise, energy and realisable K, of one or several; by default of that for which the profile was measured.
     granularities
         "layer", "channel" or both.
+    choices
+        Which sites are analog, and what their K may be; as for ``allocate``.
     method
         Of ``solvers.solve``.
     seed
@@ -70,7 +74,7 @@ def sweep(
     HardwareError
         If two hardware share a name.
     """
-    return sweep_frame(sweep_allocations(profile, budgets, hardware, granularities, method, seed))
+    return sweep_frame(sweep_allocations(profile, budgets, hardware, granularities, method, seed, choices))
 
 
 def sweep_allocations(
@@ -80,13 +84,14 @@ def sweep_allocations(
     granularities: Iterable[str] = ("layer",),
     method: str = "auto",
     seed: int = 0,
+    choices: Choices | None = None,
 ) -> list[Allocation]:
     """Give the allocations that ``sweep`` tabulates, in the order of its rows."""
     texts = parse_budgets(budgets) if isinstance(budgets, str) else tuple(budgets)
     parsed = [budget if isinstance(budget, Budget) else Budget.parse(budget) for budget in texts]
     found = []
     for each, granularity in product(several(hardware or profile.hardware), tuple(granularities)):
-        allocator = Allocator.of(profile, each, parse_granularity(granularity), method, seed)
+        allocator = Allocator.of(profile, each, parse_granularity(granularity), method, seed, choices=choices)
         found += [allocator.within(budget) for budget in parsed]
     return found
 

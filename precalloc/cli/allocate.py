@@ -6,6 +6,17 @@ from typing import Annotated
 
 import typer
 
+from precalloc.cli.deciding import (
+    ChoicesFile,
+    DigitalEnergy,
+    Exclude,
+    Fix,
+    Include,
+    LargestK,
+    LeastK,
+    Tie,
+    read_choices,
+)
 from precalloc.cli.options import (
     AllowUncovered,
     BatchSize,
@@ -46,6 +57,14 @@ def allocate(
     seed: Seed = 0,
     batch_size: BatchSize = 32,
     allow_uncovered: AllowUncovered = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    fix: Fix = None,
+    tie: Tie = None,
+    k_min: LeastK = None,
+    k_max: LargestK = None,
+    digital_energy: DigitalEnergy = None,
+    choices: ChoicesFile = None,
 ) -> None:
     """Choose K within a budget, or at the least energy for an accuracy, and write the K map and a report."""
     from precalloc import workflow
@@ -54,6 +73,7 @@ def allocate(
 
     if (budget is None) == (max_drop is None):
         raise BudgetError("Give either --budget, such as '15x', or --max-drop, such as 0.02.")
+    decided = read_choices(include, exclude, fix, tie, k_min, k_max, digital_energy, choices)
     source = Source(model, data, profile, weights, () if hardware is None else (hardware,), validate, compensate)
     source.check()
     chosen = source.load_hardware()
@@ -62,7 +82,15 @@ def allocate(
         effort = workflow.Effort(seed, batch_size, seeds, allow_uncovered, task, output, progress)
         measured = source.load_profile(network, chosen, effort, out)
         wanted = chosen[0] if chosen else measured.hardware
-        allocation = choose(measured, budget, max_drop=max_drop, hardware=wanted, granularity=granularity, seed=seed)
+        allocation = choose(
+            measured,
+            budget,
+            max_drop=max_drop,
+            hardware=wanted,
+            granularity=granularity,
+            choices=decided,
+            seed=seed,
+        )
         if wanted.digital_biases if compensate is None else compensate:
             allocation = workflow.compensate(network, source.load_calibration(), allocation, effort, out)
         if validate is not None:

@@ -7,6 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from precalloc.cli.deciding import (
+    ChoicesFile,
+    DigitalEnergy,
+    Exclude,
+    Fix,
+    Include,
+    LargestK,
+    LeastK,
+    Tie,
+    read_choices,
+)
 from precalloc.cli.options import (
     AllowUncovered,
     BatchSize,
@@ -57,6 +68,14 @@ def sweep(
     seed: Seed = 0,
     batch_size: BatchSize = 32,
     allow_uncovered: AllowUncovered = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    fix: Fix = None,
+    tie: Tie = None,
+    k_min: LeastK = None,
+    k_max: LargestK = None,
+    digital_energy: DigitalEnergy = None,
+    choices: ChoicesFile = None,
     pictures: Annotated[bool, typer.Option(help="Draw PNG and SVG; needs matplotlib.")] = True,
     parquet: Annotated[bool, typer.Option("--parquet", help="Write curve.parquet too; needs pyarrow.")] = False,
     quiet: Quiet = False,
@@ -69,6 +88,7 @@ def sweep(
     from precalloc.sweeping import several, sweep_allocations, sweep_frame
 
     terminal = Terminal(quiet, as_json, verbose)
+    decided = read_choices(include, exclude, fix, tie, k_min, k_max, digital_energy, choices)
     source = Source(model, data, profile, weights, tuple(hardware or ()), validate)
     source.check()
     sweep_runs.require_writers(pictures, parquet)
@@ -79,13 +99,13 @@ def sweep(
         effort = workflow.Effort(seed, batch_size, seeds, allow_uncovered, task, output, progress)
         measured = source.load_profile(network, chosen, effort, out, reuse=True)
         chosen = chosen or (measured.hardware,)
-        allocations = sweep_allocations(measured, budgets, chosen, granularities, seed=seed)
+        allocations = sweep_allocations(measured, budgets, chosen, granularities, seed=seed, choices=decided)
         if validate is not None:
             assert network is not None
             evaluation = workflow.load_examples(validate)
             allocations = sweep_runs.simulate_some(network, evaluation, allocations, points, effort, out)
     frame = sweep_frame(allocations)
-    marks = landmarks(measured, frame, hardware=chosen, seed=seed)
+    marks = landmarks(measured, frame, hardware=chosen, seed=seed, choices=decided)
     written = sweep_runs.write_sweep(out, frame, marks, pictures=pictures, parquet=parquet)
     _finish(terminal, frame, marks, [str(path) for path in written])
 

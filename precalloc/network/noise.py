@@ -63,7 +63,7 @@ class NoiseInjector:
     Parameters
     ----------
     sites
-        Noise by site name.
+        Noise by site name; None where the site stays digital.
     seed, device
         Of the draws. Two K maps with the same seed see the same standard normal numbers.
     sign
@@ -71,7 +71,9 @@ class NoiseInjector:
         noise cancels.
     """
 
-    def __init__(self, sites: Mapping[str, SiteNoise], seed: int, device: torch.device, sign: float = 1.0) -> None:
+    def __init__(
+        self, sites: Mapping[str, SiteNoise | None], seed: int, device: torch.device, sign: float = 1.0
+    ) -> None:
         self._sites, self._sign = sites, sign
         self._activations = seeded_generator(device, seed, _ACTIVATION_STREAM)
         self._weights = seeded_generator(device, seed, _WEIGHT_STREAM)
@@ -80,15 +82,17 @@ class NoiseInjector:
     @classmethod
     def of(cls, kmap: KMap, seed: int, device: torch.device, sign: float = 1.0) -> NoiseInjector:
         """Injector of a K map's noise and bias corrections."""
-        sites = {
-            name: SiteNoise.of(kmap.hardware, repetitions, kmap.ranges[name], kmap.bias_corrections.get(name))
-            for name, repetitions in kmap.repetitions.items()
-        }
+        sites: dict[str, SiteNoise | None] = dict.fromkeys(kmap.digital)
+        for name, repetitions in kmap.repetitions.items():
+            bias = kmap.bias_corrections.get(name)
+            sites[name] = SiteNoise.of(kmap.hardware, repetitions, kmap.ranges[name], bias)
         return cls(sites, seed, device, sign)
 
     def __call__(self, site: str, product: Product) -> Tensor:
         """Compute one product with noise."""
         noise = self._sites[site]
+        if noise is None:
+            return product.apply(product.x, product.w)
         y = product.apply(product.x, self._noisy_operand(site, product, noise))
         deviation = additive_deviation(product, noise, y)
         if deviation is not None:

@@ -91,10 +91,10 @@ def batch_sensitivity(
     total = np.zeros(slots.total)
     for sign in (1.0, -1.0):
         with torch.enable_grad():
-            sites = {
-                name: SiteNoise.of(kmap.hardware, k.exp(), kmap.ranges[name], kmap.bias_corrections.get(name))
-                for name, k in log_k.items()
-            }
+            sites: dict[str, SiteNoise | None] = dict.fromkeys(kmap.digital)
+            for name, log in log_k.items():
+                bias = kmap.bias_corrections.get(name)
+                sites[name] = SiteNoise.of(kmap.hardware, log.exp(), kmap.ranges[name], bias)
             with intercept(model, NoiseInjector(sites, seed, model_device(model), sign)):
                 output = task.output(model, judged.batch)
             loss = (task.loss(output, judged.reference) * judged.weight).sum()

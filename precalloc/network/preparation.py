@@ -66,15 +66,16 @@ def require_fit(kmap: KMap, counts: Mapping[str, SiteCounts]) -> None:
     KMapError
         If they differ.
     """
-    missing, unknown = sorted(set(counts) - set(kmap.repetitions)), sorted(set(kmap.repetitions) - set(counts))
+    named = set(kmap.repetitions) | kmap.digital
+    missing, unknown = sorted(set(counts) - named), sorted(named - set(counts))
     if missing or unknown:
         raise KMapError(
             f"The K map is of another network: it lacks sites {missing[:3]} and has unknown sites {unknown[:3]}. "
             "Allocate for this model."
         )
     for name, count in counts.items():
-        if kmap.repetitions[name].size not in (1, count.channels):
-            found = kmap.repetitions[name].size
+        found = 1 if name in kmap.digital else kmap.repetitions[name].size
+        if found not in (1, count.channels):
             raise KMapError(f"Site '{name}' has {count.channels} channels, but {found} repetitions. Allocate anew.")
         correction = kmap.bias_corrections.get(name)
         if correction is None:

@@ -115,6 +115,7 @@ def refine(
         raise DataError(f"{steps} steps are too few to estimate anything. Take at least {_SETTLING}.")
     source = as_data(data)
     _require_same(model, source, profile, allocation)
+    profile = profile.select(allocation.choices.analog(profile.sites))
     check_model(model)
     with untouched(model):
         first = next(source.batches(batch_size))
@@ -139,7 +140,9 @@ def _require_same(model: nn.Module, data: Data, profile: Profile, allocation: Al
         )
     if model_hash(model) != profile.provenance.model_hash:
         raise ProfileError("The model is not the one that was profiled: its weights differ. Profile it again.")
-    if allocation.provenance.data_hash != profile.provenance.data_hash or len(allocation.sites) != len(profile.sites):
+    if allocation.provenance.data_hash != profile.provenance.data_hash or len(
+        (*allocation, *allocation.digital)
+    ) != len(profile.sites):
         raise ProfileError("The allocation was not made from this profile. Allocate again.")
 
 
@@ -159,7 +162,8 @@ class _Descent:
         self._model, self._task, self._data, self._profile, self._start = model, task, data, profile, start
         self.effort = effort
         self._slots = ChannelSlots.of_sites({site.name: site.channels for site in profile.sites})
-        self._allocator = Allocator.of(profile, start.hardware, start.granularity)
+        choices = start.choices.of_analog()
+        self._allocator = Allocator.of(profile, start.hardware, start.granularity, choices=choices)
         self._curvature = Objective.of(profile, start.hardware, Granularity.CHANNEL).damage
         self._k = start.repetitions
         self._seen: list[FloatArray] = []
@@ -182,7 +186,8 @@ class _Descent:
     def _step(self) -> None:
         problem, sensitivity = self._allocator.problem, self._sensitivity()
         damage = self._profile.sum_channels(sensitivity) if self._is_layer else sensitivity
-        relaxed = Problem(damage, problem.cost, self._start.budget_joule, problem.k_min, problem.k_max, "continuous")
+        budget, bounds = self._start.budget_joule, (problem.k_min, problem.k_max)
+        relaxed = Problem(damage, problem.cost, budget, *bounds, "continuous", ties=problem.ties)
         self._k = self._k ** (1.0 - _DAMPING) * solve(relaxed).k ** _DAMPING
 
     @property
@@ -215,9 +220,13 @@ class _Descent:
         estimator = f"{self._profile.provenance.estimator}, refined"
         provenance = replace(self._profile.provenance, estimator=estimator)
         local = replace(self._profile, damage=damage, provenance=provenance)
-        allocator = Allocator.of(local, self._start.hardware, self._start.granularity, seed=self._start.seed)
-        found = allocator.within(Budget(BudgetKind.ENERGY, self._start.budget_joule))
-        return replace(found, request=self._start.request, max_drop=self._start.max_drop)
+        start = self._start
+        choices = start.choices.of_analog()
+        allocator = Allocator.of(local, start.hardware, start.granularity, seed=start.seed, choices=choices)
+        found = allocator.within(Budget(BudgetKind.ENERGY, start.budget_joule))
+        return replace(
+            found, request=start.request, max_drop=start.max_drop, choices=start.choices, digital=start.digital
+        )
 
     def state(self) -> Arrays:
         """What was seen so far, and where it led."""

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
-from precalloc import profile, sites, validate
-from precalloc.errors import CoverageError
+from precalloc import Choices, allocate, profile, refine, sites, validate
+from precalloc.errors import CoverageError, KMapError, ModelError
 from precalloc.kmaps import KMap, SiteRanges
 from precalloc.network.interception import intercept
 from precalloc.objective import Granularity
@@ -155,8 +156,6 @@ def test_recurrent_networks_profile_export_and_validate():
 
 
 def test_mixed_lengths_in_packed_batches_say_what_to_do():
-    from precalloc.errors import ModelError
-
     class Packed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -402,6 +401,33 @@ def test_buffers_that_activations_are_written_into_are_no_weights():
 
     found = {site.name: site.channels for site in sites(initialised(Cached(), seed=1), normal(2, N, 3)).sites}
     assert found == {"layer": 3, "matmul.0": 1}
+
+
+def test_sites_that_stay_digital_have_no_noise():
+    """With every other site all but noiseless, the one noisy site is heard only while it is analog."""
+    model, x = initialised(Tagger(), seed=1), normal(2, 32, 6, 3)
+    measured = profile(model, x, hardware(), margins=0)
+    quiet = {"fixed": {"recurrent.*": 1e12}}
+    analog = allocate(measured, "1e13x", choices=Choices(**quiet, k_max={"head": 0.1}))
+    digital = allocate(measured, "1e13x", choices=Choices(**quiet, exclude=("head",)))
+    assert validate(model, x, analog, seeds=2).drop > 0.0
+    assert validate(model, x, digital, seeds=2).drop == 0.0
+    assert validate(model, x, digital.uniform_kmap(), seeds=2).drop == 0.0
+    with pytest.raises(KMapError, match=r"lacks sites \['head'\]"):
+        validate(model, x, replace(digital.kmap(), digital=frozenset()))
+
+
+def test_refinement_obeys_choices():
+    model, x = initialised(Tagger(), seed=1), normal(2, 24, 6, 3)
+    measured = profile(model, x, hardware(), margins=0)
+    ties = ("recurrent.weight_*_reverse",)
+    choices = Choices(exclude=("head",), fixed={"recurrent.weight_hh_l0": 3.0}, ties=ties)
+    start = allocate(measured, "2x", choices=choices)
+    refined = refine(model, x, measured, start, steps=5, batch_size=8, draws=2)
+    for result in (start, refined):
+        assert result.by_site["recurrent.weight_hh_l0"] == 3.0
+        assert result.by_site["recurrent.weight_ih_l0_reverse"] == result.by_site["recurrent.weight_hh_l0_reverse"]
+        assert [entry.site.name for entry in result.digital] == ["head"]
 
 
 class Depth(nn.Module):
