@@ -61,22 +61,30 @@ def excess(cost: FloatArray, k: FloatArray, budget: float) -> float:
     return math.fsum(chain([-budget], chain.from_iterable(x.tolist() for pair in exact for x in pair)))
 
 
+def _extract(terms: FloatArray) -> tuple[float, FloatArray, float]:
+    """Split a sum of nonnegative terms into an exact part, the terms' remainders, and a bound on each of those.
+
+    High parts are multiples of so large a unit that any order of adding them is exact (Rump, Ogita and Oishi,
+    SIAM J. Sci. Comput. 31(1), 2008, algorithm 3.2).
+    """
+    anchor = math.ldexp(1.0, math.frexp(float(terms.max()))[1] + terms.size.bit_length())
+    high = terms + anchor
+    high -= anchor
+    return total(high), np.subtract(terms, high, out=terms), 0.5 * _EPS * anchor
+
+
 def doubled_excess(cost: FloatArray, k: FloatArray, budget: float) -> tuple[float, float, float]:
     """Sum of cost_u k_u minus the budget in twice the working precision: high part, low part, bound on the error."""
-    sums, errors = [-budget], []
+    sums, lost, small = [-budget], [], _EPS * budget
     for part in blocks(k.size):
-        terms, lost = _two_product(cost[part], k[part])
-        errors.append(total(lost))
-        while terms.size > 1:
-            half = (terms.size + 1) // 2
-            a, b = terms[:half], np.concatenate([terms[half:], np.zeros(2 * half - terms.size)])
-            terms = a + b
-            z = terms - a
-            errors.append(total((a - (terms - z)) + (b - z)))
-        sums.append(float(terms[0]))
-    high = math.fsum(sums + errors)
-    low = math.fsum([*sums, *errors, -high])
-    return high, low, rounding(k.size) * 64.0 * _EPS * (math.fsum(sums[1:]) + budget)
+        products, errors = _two_product(cost[part], k[part])
+        exact, rest, unit = _extract(products)
+        sums.append(exact)
+        lost += [total(rest), total(errors)]
+        small += unit * rest.size + _EPS * exact
+    high = math.fsum(sums + lost)
+    low = math.fsum([*sums, *lost, -high])
+    return high, low, rounding(k.size) * small
 
 
 def fits(cost: FloatArray, k: FloatArray, budget: float) -> bool:

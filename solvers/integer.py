@@ -91,7 +91,9 @@ def solve_discrete(relaxation: Relaxation, start: float | None = None) -> Relaxe
     if count < steps.variable.size and steps.saving[count] > 0.0:
         candidates = [min(max(math.log(steps.saving[count]), bracket.infeasible), bracket.feasible)]
     bound, at = best_bound(relaxation, candidates)
-    fill_leftover(problem, k, np.union1d(steps.variable, np.arange(min(problem.n, _LEFTOVER))))
+    tried = np.arange(problem.n) < _LEFTOVER
+    tried[steps.variable] = True
+    fill_leftover(problem, k, np.flatnonzero(tried))
     if not problem.discrete.all():
         refit_continuous(problem, k)
     return Relaxed(relaxation, k, bound, at)

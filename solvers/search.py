@@ -75,7 +75,9 @@ def _expand(point: tuple[float, float], previous: tuple[float, float] | None, ta
         raise SolverError(f"no multiplier within floating point reaches the target {target:g}; rescale damage or cost")
     move = step * abs(y) * 1.05
     if previous is not None:
-        move = max(move, 2.0 * abs(t - previous[0]))
+        moved, gained = abs(t - previous[0]), abs(_misfit(previous[1], target)) - abs(y)
+        # Where the last step came most of the way, the slope tells the rest; on a plateau steps grow.
+        move = 1.5 * moved * abs(y) / gained if gained > abs(y) else max(move, 2.0 * moved)
     move = min(max(move, 1e-9), 100.0)
     return min(max(t + math.copysign(move, 1.0 if point[1] > target else -1.0), -_EXPONENT_LIMIT), _EXPONENT_LIMIT)
 
