@@ -116,6 +116,8 @@ def with_cpsat(problem, levels, limit):
     solver = cp_model.CpSolver()
     solver.parameters.num_workers, solver.parameters.max_time_in_seconds = 1, limit
     status = solver.solve(model)
+    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        return np.nan, False
     k = np.array([levels[[solver.value(z) for z in zs].index(1)] for zs in picks])
     return problem.value(k), status == cp_model.OPTIMAL
 

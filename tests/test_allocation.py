@@ -1,5 +1,6 @@
 import itertools
 import math
+import random
 
 import numpy as np
 import pytest
@@ -192,6 +193,20 @@ def test_same_seed_same_result_and_arrays_are_read_only():
     assert np.array_equal(first.repetitions, second.repetitions)
     with pytest.raises(ValueError, match="read-only"):
         first.sites[0].repetitions[0] = 1.0
+
+
+def test_global_random_states_stay_as_they_were():
+    def states():
+        kind, words, *rest = np.random.get_state()  # noqa: NPY002
+        return kind, words.tobytes(), rest, random.getstate()
+
+    before, profile = states(), make_profile(examples=2000)
+    allocate(profile, "15x")
+    allocate(profile, max_drop=0.03, granularity="channel")
+    precalloc.sweep(profile, "2x:50x:3")
+    with pytest.raises(BudgetError):
+        allocate(profile, "0.1x")
+    assert states() == before
 
 
 @EVERY_GRANULARITY

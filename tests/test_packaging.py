@@ -63,11 +63,12 @@ def test_packages_are_typed(package, wheel_contents):
     assert f"{package}/py.typed" in wheel_contents
 
 
-@pytest.mark.parametrize("folder", ["presets", "demo_assets"])
-def test_data_files_are_packaged(folder, wheel_contents):
-    present = {str(path.relative_to(ROOT)) for path in (ROOT / "precalloc" / folder).iterdir()}
-    assert present
-    assert present <= wheel_contents
+@pytest.mark.parametrize("package", ["precalloc", "solvers"])
+def test_every_file_of_a_package_is_in_the_wheel(package, wheel_contents):
+    files = (path for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    present = {str(path.relative_to(ROOT)) for path in files}
+    assert {Path(name).suffix for name in present} - {".py"}
+    assert present - wheel_contents == set()
 
 
 def test_every_dependency_is_pinned():

@@ -49,7 +49,10 @@ class Forward:
             return model(*args, **kwargs)
         except (TypeError, RuntimeError, IndexError, ValueError, AssertionError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise DataError(f"The model does not take inputs {_describe(inputs)}: {reason}") from error
+            raise DataError(
+                f"The model does not take inputs {_describe(inputs)}: {reason.rstrip('.')}. "
+                "Name arrays as the forward's parameters, and labels 'y'."
+            ) from error
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """Run the model on a batch and return the output that counts, in single precision at least.

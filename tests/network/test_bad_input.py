@@ -121,6 +121,7 @@ def test_scripted_and_compiled_models():
     [
         (X[:, :5], r"does not take inputs \{'x': \(8, 5\)\}: mat1 and mat2"),
         ({"a": X, "b": X}, r"does not take inputs \{'a': \(8, 6\), 'b': \(8, 6\)\}"),
+        ({"x": X, "target": Y}, r"'target': \(8,\)\}.*Name arrays as the forward's parameters, and labels 'y'\."),
         ({"y": Y}, r"holds no inputs \(arrays: \['y'\]\)"),
         (X[:0], r"holds no examples"),
         ([], r"yielded no batch"),
