@@ -88,6 +88,7 @@ def _solve_untied(problem: Problem, method: str, options: Options) -> Solution:
         decided = presolve(problem.tightened(), least)
         if decided is not None:
             return decided
+    problem = _with_finite_budgets(problem)
     reason = "asked for"
     if method == "auto":
         method, reason = _pick(problem, options)
@@ -95,6 +96,15 @@ def _solve_untied(problem: Problem, method: str, options: Options) -> Solution:
     if solution.status.is_usable and not fits_all(problem.costs, solution.k, problem.budgets):
         return unusable(problem, Status.FAILED, f"Method {method!r} exceeded a budget.", solution.stats, least)
     return replace(solution, stats=replace(solution.stats, method=method, reason=reason))
+
+
+def _with_finite_budgets(problem: Problem) -> Problem:
+    """Replace infinite budgets by what no allocation within the finite ones can reach."""
+    unlimited = np.isinf(problem.budgets)
+    if not unlimited.any():
+        return problem
+    beyond = 2.0 * spent(problem.costs, problem.tightened().upper) + 1.0
+    return problem.with_budget(np.where(unlimited, beyond, problem.budgets))
 
 
 def _pick(problem: Problem, options: Options) -> tuple[str, str]:

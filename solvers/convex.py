@@ -17,6 +17,7 @@ import numpy as np
 from solvers.arithmetic import fits_all, spent
 from solvers.cutting import maximise_dual, multiplier_box, pull_back
 from solvers.errors import MethodError, MissingPackageError
+from solvers.heuristics import uniform_allocation
 from solvers.milp import list_levels
 from solvers.problem import IntArray, Problem
 from solvers.relaxation import Relaxation
@@ -52,8 +53,8 @@ def phi(term: Term, k: Any) -> Any:  # noqa: ARG001 - an expression; the interfa
 def _(term: Power, k: Any) -> Any:
     cp = _cvxpy()
     if term.exponent.ndim == 0:
-        return cp.inv_pos(k) if float(term.exponent) == 1.0 else cp.power(k, -float(term.exponent))
-    return cp.hstack([cp.power(k[i], -float(p)) for i, p in enumerate(term.exponent)])
+        return cp.inv_pos(k) if float(term.exponent) == 1.0 else cp.power(k, -float(term.exponent), approx=False)
+    return cp.hstack([cp.power(k[i], -float(p), approx=False) for i, p in enumerate(term.exponent)])
 
 
 @phi.register
@@ -114,10 +115,10 @@ def _options(solver: str, time_limit: float | None) -> dict[str, float]:
 
 
 def _model(problem: Problem, constraints: Constraints | None) -> _Model:
-    """State the problem in units in which levels, costs and damages are near 1."""
+    """State the problem in units in which levels, costs and the objective are near 1."""
     cp = _cvxpy()
     free, held = np.flatnonzero(~problem.discrete), np.flatnonzero(problem.discrete)
-    scale = float((problem.damage * problem.term.value(np.array(problem.lower))).max()) or 1.0
+    scale = problem.value(uniform_allocation(problem)) - problem.floor or 1.0
     k, worth, rules = np.zeros(problem.n), 0.0, []
     binaries, variable, level = None, held, np.zeros(0)
     if free.size:

@@ -27,10 +27,11 @@ def presolve(problem: Problem, least: FloatArray) -> Solution | None:
         return unusable(problem, Status.INFEASIBLE, _infeasible_detail(problem, least, exceeded[0]), stats, least)
     best = np.where(problem.damage > 0.0, problem.upper, problem.lower)
     unlimited = np.isinf(best)
-    free = unlimited & ~np.any(problem.costs > 0.0, axis=0) if unlimited.any() else unlimited
+    limiting = problem.costs[np.isfinite(problem.budgets)]
+    free = unlimited & ~np.any(limiting > 0.0, axis=0) if unlimited.any() else unlimited
     if free.any():
         u = int(np.argmax(free))
-        detail = f"variable {u} costs nothing, has damage {problem.damage[u]:g} and no upper bound."
+        detail = f"variable {u} costs nothing that is limited, has damage {problem.damage[u]:g} and no upper bound."
         return unusable(problem, Status.UNBOUNDED, detail, stats, least)
     if unlimited.any() or not fits_all(problem.costs, best, problem.budgets):
         return None

@@ -31,7 +31,7 @@ class Problem:
     ----------
     damage : (n,) >= 0, each variable's damage at phi = 1.
     cost : (n,) or (m, n) >= 0, cost per unit of k, one row a budget.
-    budget : a number, or (m,).
+    budget : a number, or (m,); infinite where nothing is limited.
     k_min, k_max : bounds, numbers or (n,); a variable with k_min = k_max is fixed.
     levels : "integer" (k = 1, 2, ...), "continuous", or the allowed values, the same for all variables. With
         `level_index`, a sequence of such specifications.

@@ -42,7 +42,8 @@ _MESSAGES = {
     Status.CERTIFIED: "Feasible, and within `gap` of the optimum. For a smaller gap raise `node_limit`.",
     Status.FEASIBLE: "Feasible, without a lower bound. Use method='auto' for a certificate.",
     Status.INFEASIBLE: "Even the smallest levels exceed a budget. Raise the budget or lower k_min.",
-    Status.UNBOUNDED: "A variable is free of cost and has no upper bound. Give it a finite k_max or a cost.",
+    Status.UNBOUNDED: "A variable has neither an upper bound nor a cost that is limited. Give it a finite k_max or a "
+    "cost.",
     Status.INACCURATE: "The inner solver stopped short of its accuracy; its answer is withheld. Use method='auto', "
     "another inner solver, or rescale the extra constraints.",
     Status.FAILED: "The inner solver failed. Use method='auto', another inner solver, or a longer time limit.",

@@ -136,13 +136,35 @@ def is_feasible(problem, k):
     return all(exact_cost(row, k) <= Fraction(float(limit)) for row, limit in rows)
 
 
-def exact_optimum(problem):
-    """Least objective over all allocations, feasibility decided in rational arithmetic."""
+def every_allocation(problem):
+    """All allocations within bounds, levels and ties, whatever they cost."""
     grid = np.array(list(itertools.product(*(allowed_levels(problem, u) for u in range(problem.n)))))
     if problem.ties is not None:
         for label in set(problem.ties[problem.ties >= 0].tolist()):
             mine = grid[:, problem.ties == label]
             grid = grid[np.all(mine == mine[:, :1], axis=1)]
+    return grid
+
+
+def reordered(problem, order):
+    """The same problem with its variables in another order."""
+    per_variable = {name: getattr(problem, name) for name in ("level_index", "ties")}
+    bounds = (np.broadcast_to(bound, (problem.n,))[order] for bound in (problem.k_min, problem.k_max))
+    return Problem(
+        problem.damage[order],
+        problem.cost[..., order],
+        problem.budget,
+        *bounds,
+        problem.levels[0] if problem.level_index is None else problem.levels,
+        problem.floor,
+        term=problem.term.take(order),
+        **{name: None if value is None else value[order] for name, value in per_variable.items()},
+    )
+
+
+def exact_optimum(problem):
+    """Least objective over all allocations, feasibility decided in rational arithmetic."""
+    grid = every_allocation(problem)
     near = np.all(grid @ problem.costs.T <= problem.budgets * (1 + 1e-9), axis=1)
     grid = grid[near]
     values = problem.term.value(grid) @ problem.damage

@@ -1,5 +1,7 @@
 """Degenerate problems, by name."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from families import check, is_feasible
@@ -75,6 +77,36 @@ def test_infinite_or_nan_input(name, bad):
     arguments[name][1] = bad
     with pytest.raises(ProblemError, match=rf"{name}\[1\]"):
         Problem(**arguments)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_an_infinite_budget_limits_nothing(levels):
+    bounded = Problem([1.0, 2.0], [1.0, 1.0], np.inf, k_max=8, levels=levels)
+    np.testing.assert_array_equal(solve(bounded).k, [8.0, 8.0])
+    several = Problem([1.0, 2.0], [[1.0, 1.0], [1.0, 2.0]], [np.inf, 5.0], levels=levels)
+    alone = solve(Problem([1.0, 2.0], [1.0, 2.0], 5.0, levels=levels))
+    for method in ("auto", "convex") if levels == "continuous" else ("auto", "milp", "greedy"):
+        solution = solve(several, method)
+        np.testing.assert_allclose(solution.objective, alone.objective, rtol=1e-6)
+        check(several.with_budget([1e9, 5.0]), solution)
+    if isinstance(levels, str):
+        unlimited = solve(several.with_budget([np.inf, np.inf]))
+        assert unlimited.status is Status.UNBOUNDED
+        assert "variable 0 costs nothing that is limited" in unlimited.message
+
+
+def test_a_million_variables_take_no_more_memory_than_five_arrays():
+    rng = np.random.default_rng(0)
+    damage, cost = rng.lognormal(0, 1, 1_000_000), rng.lognormal(0, 1, 1_000_000)
+    tracemalloc.start()
+    try:
+        solution = solve(Problem(damage, cost, 10.0 * cost.sum()))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= 5 * damage.nbytes
+    assert solution.relative_gap <= 1e-8
+    assert float(solution.cost) <= 10.0 * cost.sum()
 
 
 def test_negative_cost():

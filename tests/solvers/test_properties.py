@@ -1,10 +1,14 @@
-"""Every method against every family of problems and the exact oracle: over ten thousand random problems."""
+"""Every method against every family of problems and the exact oracle.
+
+`EXAMPLES` by `FAMILIES`: 11,544 random problems, each solved, checked in rational arithmetic and compared with the
+optimum by enumeration; some 5,600 more go through the tests below.
+"""
 
 import itertools
 
 import numpy as np
 import pytest
-from families import CONTINUOUS, FAMILIES, check, check_against, exact_optimum
+from families import CONTINUOUS, FAMILIES, check, check_against, every_allocation, exact_optimum, reordered
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,9 +25,12 @@ def many(examples):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("method", EXAMPLES)
 def test_every_method_on_every_discrete_family_against_the_oracle(method, name):
+    drawn = set()
+
     @many(EXAMPLES[method])
     @given(seed=SEEDS, n=st.integers(1, 4))
     def run(seed, n):
+        drawn.add((seed, n))
         problem = FAMILIES[name](np.random.default_rng(seed), n)
         solution, optimum = solve(problem, method), exact_optimum(problem)
         if np.isinf(optimum):  # a budget stated as a rounded sum may lie below the exact cost of the smallest levels
@@ -37,6 +44,38 @@ def test_every_method_on_every_discrete_family_against_the_oracle(method, name):
         check_against(problem, solution, optimum)
 
     run()
+    assert len(drawn) == EXAMPLES[method]
+
+
+def test_random_problems_are_as_many_as_promised():
+    assert sum(EXAMPLES.values()) * len(FAMILIES) == 11_544
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+@pytest.mark.parametrize(("method", "examples"), [("convex", 25), ("uniform", 60)])
+def test_other_methods_agree_on_continuous_families(method, examples, name):
+    withheld = 0
+
+    @many(examples)
+    @given(seed=SEEDS, n=st.integers(1, 8))
+    def run(seed, n):
+        nonlocal withheld
+        problem = CONTINUOUS[name](np.random.default_rng(seed), n)
+        solution, best = solve(problem, method), solve(problem)
+        if not solution.status.is_usable:
+            assert solution.status in (Status.INACCURATE, Status.FAILED)
+            assert np.isnan(solution.k).all()
+            withheld += 1
+            return
+        check(problem, solution)
+        assert solution.objective >= best.lower_bound
+        assert solution.lower_bound <= best.objective
+        if method == "convex" and name != "continuous_wide":
+            np.testing.assert_allclose(solution.objective, best.objective, rtol=1e-6)
+
+    # Ranges of 1e20 are beyond an interior-point method: there its answer is withheld, or has a gap that says so.
+    run()
+    assert withheld == 0 or name == "continuous_wide"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -98,12 +137,14 @@ def test_mixed_continuous_and_integer_variables_are_certified(seed, n):
     assert relaxed.lower_bound <= solution.objective * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("name", ["integer", "listed", "wide_range", "power_terms", "several_budgets"])
+@pytest.mark.parametrize(
+    "name", ["integer", "listed", "wide_range", "power_terms", "several_budgets", "tied", "mixed_lists", "continuous"]
+)
 def test_the_optimum_never_rises_with_the_budget(name):
     @many(80)
     @given(seed=SEEDS, n=st.integers(1, 8), more=st.floats(1.0, 3.0))
     def run(seed, n, more):
-        problem = FAMILIES[name](np.random.default_rng(seed), n)
+        problem = (FAMILIES | CONTINUOUS)[name](np.random.default_rng(seed), n)
         richer = solve(problem.with_budget(problem.budget * more))
         assert richer.objective <= solve(problem).objective + 1e-11 * abs(problem.floor) + 1e-11 * abs(richer.objective)
 
@@ -125,40 +166,55 @@ def test_scaling_damage_cost_and_budget_changes_nothing_else(name):
     run()
 
 
-@many(200)
-@given(seed=SEEDS, n=st.integers(2, 10))
-def test_permuting_the_variables_permutes_the_answer(seed, n):
-    rng = np.random.default_rng(seed)
-    problem, order = FAMILIES["integer"](rng, n), rng.permutation(n)
-    permuted = Problem(problem.damage[order], problem.cost[order], problem.budget, k_max=6, floor=problem.floor)
-    np.testing.assert_allclose(solve(permuted).objective, solve(problem).objective, rtol=1e-11, atol=1e-11)
+@pytest.mark.parametrize("name", FAMILIES | CONTINUOUS)
+def test_permuting_the_variables_permutes_the_answer(name):
+    @many(40)
+    @given(seed=SEEDS, n=st.integers(2, 8))
+    def run(seed, n):
+        rng = np.random.default_rng(seed)
+        problem = (FAMILIES | CONTINUOUS)[name](rng, n)
+        one, other = solve(problem), solve(reordered(problem, rng.permutation(n)))
+        reach = abs(one.objective) + abs(problem.floor)
+        assert one.status is other.status or Status.INFEASIBLE in (one.status, other.status)
+        if one.status.is_usable and other.status.is_usable:
+            np.testing.assert_allclose(other.objective, one.objective, rtol=0.0, atol=1e-11 * reach)
+
+    run()
 
 
-@many(200)
-@given(seed=SEEDS, n=st.integers(2, 8))
-def test_tying_equals_merging_by_hand(seed, n):
-    rng = np.random.default_rng(seed)
-    a, c, labels = rng.lognormal(0, 1, n), rng.lognormal(0, 1, n), rng.integers(0, 3, n)
-    _, group = np.unique(labels, return_inverse=True)
-    budget = 4.0 * c.sum()
-    tied = solve(Problem(a, c, budget, ties=labels))
-    merged = solve(Problem(np.bincount(group, a), np.bincount(group, c), budget))
-    np.testing.assert_array_equal(tied.k, merged.k[group])
+@pytest.mark.parametrize("levels", ["integer", "continuous", [1, 2, 4, 8]])
+def test_tying_equals_merging_by_hand(levels):
+    @many(120)
+    @given(seed=SEEDS, n=st.integers(2, 8))
+    def run(seed, n):
+        rng = np.random.default_rng(seed)
+        a, c, labels = rng.lognormal(0, 1, n), rng.lognormal(0, 1, n), rng.integers(0, 3, n)
+        _, group = np.unique(labels, return_inverse=True)
+        budget = 4.0 * c.sum()
+        tied = solve(Problem(a, c, budget, levels=levels, ties=labels))
+        merged = solve(Problem(np.bincount(group, a), np.bincount(group, c), budget, levels=levels))
+        np.testing.assert_array_equal(tied.k, merged.k[group])
+
+    run()
 
 
-@many(250)
-@given(seed=SEEDS, n=st.integers(1, 4))
-def test_least_cost_for_a_damage_limit_against_enumeration(seed, n):
-    rng = np.random.default_rng(seed)
-    problem = FAMILIES["integer"](rng, n)
-    grid = np.stack(np.meshgrid(*[np.arange(1.0, 7.0)] * n), axis=-1).reshape(-1, n)
-    damage = problem.floor + (problem.damage / grid).sum(axis=1)
-    limit = float(rng.uniform(damage.min(), damage.max()))
-    solution = solve_min_cost(problem, limit)
-    assert problem.value(solution.k) <= limit
-    best = (grid @ problem.cost)[damage <= limit * (1 - 1e-13 * np.sign(limit))].min()
-    assert solution.lower_bound <= best * (1 + 1e-12)
-    assert solution.objective <= best * (1 + 1e-12) or solution.status is Status.CERTIFIED
+@pytest.mark.parametrize("name", ["integer", "listed", "equal_costs", "tied", "mixed_lists", "power_terms"])
+def test_least_cost_for_a_damage_limit_against_enumeration(name):
+    @many(80)
+    @given(seed=SEEDS, n=st.integers(1, 4))
+    def run(seed, n):
+        rng = np.random.default_rng(seed)
+        problem = FAMILIES[name](rng, n)
+        grid = every_allocation(problem)
+        damage = problem.floor + problem.term.value(grid) @ problem.damage
+        limit = float(rng.uniform(damage.min(), damage.max()))
+        solution = solve_min_cost(problem, limit)
+        assert problem.value(solution.k) <= limit
+        best = (grid @ problem.cost)[damage <= limit * (1 - 1e-13 * np.sign(limit))].min()
+        assert solution.lower_bound <= best * (1 + 1e-12)
+        assert solution.objective <= best * (1 + 1e-12) or solution.status is Status.CERTIFIED
+
+    run()
 
 
 @many(150)
