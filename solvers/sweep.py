@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from solvers.arithmetic import fits, rounding
+from solvers.arithmetic import BLOCK, fits, rounding
 from solvers.auto import solve
 from solvers.lagrangian import first_multiplier
+from solvers.levels import Listed
 from solvers.presolve import least_cost
 from solvers.problem import IntArray, Problem
 from solvers.solution import Solution, Stats, Status, is_proven
@@ -18,10 +19,12 @@ from solvers.terms import FloatArray
 
 _MOST_CELLS = 4_000_000
 _SEARCHES = 60
-_FILLS = 64
+_FILLS = 24
 _WIDTH = 1e-6  # mixing the ends of such a bracket loses its square
 _HALVINGS = 40
-_STEPPED = 12  # samples after which integer and listed k are left to the filling
+_ASIDE = {False: 1e-3, True: 2e-2}  # of a bracket, to either side of the interpolated root; with discrete k
+_STEPS = 8.0  # steps of average cost that are left to the filling
+_STEPPED = 10  # rounds after which they are left to it anyway
 
 
 def sweep(problem: Problem, budgets: Sequence[float] | FloatArray) -> list[Solution]:
@@ -84,68 +87,70 @@ class _Grid:
                     k[:, mine] = levels.minimiser(problem.term.take(mine), x[:, mine])
         return np.minimum(np.maximum(k, problem.lower), problem.upper)
 
+    def costs(self, t: FloatArray) -> FloatArray:
+        """Cost of the minimiser at each log multiplier (s,), rounding included."""
+        parts = [self.minimiser(t[rows]) @ self.row for rows in self.chunks(t.size)]
+        return np.concatenate(parts) * self.margin
+
+    def chunks(self, count: int) -> list[slice]:
+        """Rows of (count, n) arrays, few enough at a time that temporaries stay in the processor's cache."""
+        size = max(1, BLOCK // self.problem.n)
+        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
     def brackets(self, budgets: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Feasible and infeasible log multipliers of increasing budgets (s,): the samples of all serve each."""
         ends = [first_multiplier(self.problem.with_budget(b)) for b in (budgets[0], budgets[-1])]
         spread = np.log(budgets) - np.log(budgets[0])
         t = ends[0] + (ends[1] - ends[0]) * (spread / spread[-1] if spread[-1] > 0.0 else spread)
         tried, costs = np.zeros(0), np.zeros(0)
-        wanted = np.arange(budgets.size)
+        enough = _STEPS * self._step_cost() if self.problem.discrete.all() else 0.0
         for count in range(_SEARCHES):
             tried = np.concatenate([tried, t])
-            costs = np.concatenate([costs, self.minimiser(t) @ self.row * self.margin])
+            costs = np.concatenate([costs, self.costs(t)])
             order = np.argsort(tried)
             tried, costs = tried[order], costs[order]
             position = np.searchsorted(-costs, -budgets, side="left")  # the first sample that fits
-            feasible = np.append(tried, np.inf)[position]
-            infeasible = np.append(-np.inf, tried)[position]
-            wanted = np.flatnonzero(~(feasible - infeasible <= _WIDTH))
-            if wanted.size == 0 or (
-                count >= _STEPPED and self.problem.discrete.all() and np.all(np.isfinite(feasible - infeasible))
-            ):
+            feasible, infeasible = np.append(tried, np.inf)[position], np.append(-np.inf, tried)[position]
+            between = np.append(np.inf, costs)[position] - np.append(costs, -np.inf)[position]
+            wanted = np.flatnonzero(~((feasible - infeasible <= _WIDTH) | (between <= enough)))
+            settled = count >= _STEPPED and self.problem.discrete.all() and bool(np.all(np.isfinite(between)))
+            if wanted.size == 0 or settled:
                 break
-            t = self._next(wanted, position, tried, costs, budgets, count)
+            t = self._next(position[wanted], tried, costs, budgets[wanted], count)
             needed = np.unique(np.clip(np.concatenate([position - 1, position]), 0, tried.size - 1))
             tried, costs = tried[needed], costs[needed]
         return feasible, infeasible
 
-    def _next(
-        self,
-        wanted: IntArray,
-        position: IntArray,
-        tried: FloatArray,
-        costs: FloatArray,
-        budgets: FloatArray,
-        count: int,
-    ) -> FloatArray:
-        """Interpolate in log-log scale, aiming to either side of the root in turn; step outwards without a bracket."""
-        at = position[wanted]
-        outside = np.where(at == 0, tried[0] - 2.0 ** (count + 1), tried[-1] + 2.0 ** (count + 1))
-        left, right = np.clip(at - 1, 0, tried.size - 1), np.clip(at, 0, tried.size - 1)
+    def _step_cost(self) -> float:
+        """Average cost of a step from one level to the next."""
+        levels = self.problem.levels
+        gaps = np.array(
+            [np.ptp(x.values) / max(x.values.size - 1, 1) if isinstance(x, Listed) else 1.0 for x in levels]
+        )
+        index = self.problem.level_index
+        return float(np.mean(self.row * (gaps[0] if index is None else gaps[index])))
+
+    def _next(self, at: IntArray, tried: FloatArray, costs: FloatArray, budgets: FloatArray, count: int) -> FloatArray:
+        """Interpolate in log-log scale and aim to either side of the root; step outwards without a bracket."""
+        inside = (at > 0) & (at < tried.size)
+        outside = np.where(at == 0, tried[0] - 2.0 ** (count + 1), tried[-1] + 2.0 ** (count + 1))[~inside]
+        left, right, budgets = at[inside] - 1, at[inside], budgets[inside]
         width = tried[right] - tried[left]
         with np.errstate(all="ignore"):
-            share = (np.log(costs[left]) - np.log(budgets[wanted])) / (np.log(costs[left]) - np.log(costs[right]))
-        aside = np.clip(width, 1e-4, 0.02)
-        share = np.where(np.isfinite(share), share, 0.5) + (aside if count % 2 else -aside)
-        if count % 4 == 3 and self.problem.discrete.any():
-            share = np.full(share.shape, 0.5)
-        inside = (at > 0) & (at < tried.size)
-        t = np.where(inside, tried[left] + np.clip(share, 1e-4, 1.0 - 1e-4) * width, outside)
-        return np.asarray(np.clip(t, -690.0, 690.0))
+            share = (np.log(costs[left]) - np.log(budgets)) / (np.log(costs[left]) - np.log(costs[right]))
+        share = np.where(np.isfinite(share), share, 0.5)
+        aside = np.array([-1.0, 1.0]) * _ASIDE[bool(self.problem.discrete.any())]
+        if count % 3 == 2:  # where interpolation has not closed in by now, it is halved
+            share, aside = np.full(share.shape, 0.5), np.zeros(1)
+        t = tried[left] + np.clip(share + aside[:, None], 1e-4, 1.0 - 1e-4) * width
+        return np.asarray(np.clip(np.concatenate([np.unique(outside), t.ravel()]), -690.0, 690.0))
 
     def _solve_inner(self, inner: IntArray, least: FloatArray, solutions: dict[int, Solution], begin: float) -> None:
         problem, budgets = self.problem, self.budgets[inner]
         feasible, infeasible = self.brackets(budgets)
-        k, other = self.minimiser(feasible), self.minimiser(infeasible)
-        bounds = np.stack([self._bound(t, x, budgets) for t, x in ((feasible, k), (infeasible, other))])
-        low, high = k @ self.row * self.margin, other @ self.row * self.margin
-        share = np.where(high > low, (budgets - low) / np.where(high > low, high - low, 1.0), 0.0)
-        k += np.where(problem.discrete, 0.0, np.clip(share, 0.0, 1.0)[:, None] * (1.0 - 1e-15) * (other - k))
-        self._fill(k, budgets)
-        self._guard(k, budgets)
-        damage, cost = problem.term.value(k) @ problem.damage, k @ self.row
-        best = np.argmax(bounds, axis=0)
-        price, bound = np.exp(np.where(best == 0, feasible, infeasible)), bounds.max(axis=0)
+        found = [self._allocate(feasible[s], infeasible[s], budgets[s]) for s in self.chunks(inner.size)]
+        k, bound, price, damage = (np.concatenate(column) for column in zip(*found, strict=True))
+        cost = k @ self.row
         source = np.arange(inner.size)
         for i in range(1, inner.size):  # what a smaller budget affords is never given up
             source[i] = i if damage[i] <= damage[source[i - 1]] else source[i - 1]
@@ -170,6 +175,21 @@ class _Grid:
                 least[0],
                 stats,
             )
+
+    def _allocate(
+        self, feasible: FloatArray, infeasible: FloatArray, budgets: FloatArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """Allocations (s, n) between two log multipliers each, their bounds, multipliers and damages (s,)."""
+        problem = self.problem
+        k, other = self.minimiser(feasible), self.minimiser(infeasible)
+        bounds = np.stack([self._bound(t, x, budgets) for t, x in ((feasible, k), (infeasible, other))])
+        low, high = k @ self.row * self.margin, other @ self.row * self.margin
+        share = np.where(high > low, (budgets - low) / np.where(high > low, high - low, 1.0), 0.0)
+        k += np.where(problem.discrete, 0.0, np.clip(share, 0.0, 1.0)[:, None] * (1.0 - 1e-15) * (other - k))
+        self._fill(k, budgets)
+        self._guard(k, budgets)
+        price = np.exp(np.where(np.argmax(bounds, axis=0) == 0, feasible, infeasible))
+        return k, bounds.max(axis=0), price, problem.term.value(k) @ problem.damage
 
     def _guard(self, k: FloatArray, budgets: FloatArray) -> None:
         """Replace, in place, what the uniform allocation of the same budget beats."""
