@@ -41,7 +41,7 @@ notebooks: $(if $(NOTEBOOKS),$(VENV)/notebooks)
 	$(if $(NOTEBOOKS),$(TEST) --nbmake $(NOTEBOOKS),@echo "There are no notebooks yet.")
 
 clean:
-	rm -rf $(VENV) build dist docs/_build docs/reference/cli.md *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/reference/cli.md docs/reference/public.txt *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find precalloc solvers tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Stamps: what is installed, and since which pins.

@@ -16,8 +16,8 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "cli_reference",
     "docstrings",
+    "generated",
     "mathml",
     "offline",
 ]
