@@ -19,7 +19,7 @@ from rich.table import Table
 
 import precalloc
 from precalloc.allocation import Allocation
-from precalloc.network.data import load_data
+from precalloc.network.data_files import load_data
 from precalloc.network.models import load_model
 
 DEFAULT_FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"

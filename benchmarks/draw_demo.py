@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 
 import precalloc
 from precalloc import demo_model
-from precalloc.network.data import load_data
+from precalloc.network.data_files import load_data
 
 BUDGETS = ("3x", "4x", "6x", "8x", "12x", "16x", "24x", "32x")
 

@@ -207,7 +207,7 @@ def load(model: str, weights: str | None) -> nn.Module:
 
 def load_examples(data: str) -> object:
     """Load data from its specification."""
-    from precalloc.network.data import load_data
+    from precalloc.network.data_files import load_data
 
     examples: object = load_data(data)
     return examples

@@ -14,7 +14,9 @@ DEFAULT_HARDWARE = "homodyne-1550nm"
 Model = Annotated[str, typer.Argument(help="path/file.py:factory, package.module:factory, .pt2 file or model folder")]
 OptionalModel = Annotated[str | None, typer.Argument(help="As for 'profile'; not needed with --profile.")]
 Weights = Annotated[str | None, typer.Option(help="Weights to load into the model (.safetensors or .pt).")]
-Calibration = Annotated[str, typer.Option(help="Calibration data: .npz, .safetensors or module:factory.")]
+_DATA = "a .npz or .safetensors file, a saved data set, an image folder, or module:factory"
+Calibration = Annotated[str, typer.Option(help=f"Calibration data: {_DATA}.")]
+Evaluation = Annotated[str, typer.Option(help=f"Evaluation data: {_DATA}.")]
 OptionalCalibration = Annotated[
     str | None, typer.Option("--data", help="Calibration data, to profile and compensate MODEL on.")
 ]

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from precalloc.cli.options import BatchSize, Model, NoiseSeeds, OutputName, Seed, TaskName, Weights
+from precalloc.cli.options import BatchSize, Evaluation, Model, NoiseSeeds, OutputName, Seed, TaskName, Weights
 
 
 def validate(
     model: Model,
-    data: Annotated[str, typer.Option(help="Evaluation data: .npz, .safetensors or module:factory.")],
+    data: Evaluation,
     kmap: Annotated[Path, typer.Option(help="kmap.json that 'precalloc allocate' wrote.")],
     weights: Weights = None,
     seeds: NoiseSeeds = 8,

@@ -12,7 +12,8 @@ from torch import nn
 from precalloc import profile, sites, validate
 from precalloc.errors import DataError, KMapError, ModelError, NondeterministicModelError, PrecallocError
 from precalloc.kmaps import KMap, SiteRanges
-from precalloc.network.data import as_data, load_data
+from precalloc.network.data import as_data
+from precalloc.network.data_files import load_data
 from precalloc.network.models import load_model
 from precalloc.objective import Granularity
 
@@ -51,7 +52,7 @@ def data_with(value):
 @pytest.mark.parametrize(
     ("labels", "pattern"),
     [
-        (Y[:5], r"differ in length: .*'x': 8, 'y': 5.*one row an example"),
+        (Y[:5], r"differ in length: .*'x': 8, 'labels': 5.*one row an example"),
         (Y + 2, r"Labels run from 2 to 5, but the model has classes 0 to 3"),
         (Y - 1, r"Labels run from -1 to 2"),
         (Y.float(), r"Labels have shape \(8,\), type torch\.float32\. Give one class index"),

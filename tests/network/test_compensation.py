@@ -16,7 +16,7 @@ from precalloc.errors import DataError, HardwareError, KMapError, ModelError
 from precalloc.kmap_files import kmap_record
 from precalloc.network.compensation import Effort
 from precalloc.network.compensation import estimate as estimate_with
-from precalloc.network.data import load_data
+from precalloc.network.data_files import load_data
 from precalloc.network.interception import intercept
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.preparation import TaskChoices

@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import t as student
 
 from precalloc import Hardware, allocate, compensate, profile, validate
-from precalloc.network.data import ArrayData, load_data
+from precalloc.network.data import ArrayData
+from precalloc.network.data_files import load_data
 from precalloc.network.models import load_model
 
 FIXTURES = Path(__file__).resolve().parents[2].parent / "shared" / "fixtures"
