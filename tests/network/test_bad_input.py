@@ -169,7 +169,7 @@ def test_outputs_that_are_not_there(output):
 def test_data_files(tmp_path):
     absent = tmp_path / "absent.npz"
     fails(DataError, rf"{re.escape(str(absent))} does not exist\. Check the path", load_data, str(absent))
-    fails(DataError, r"is not a \.npz or \.safetensors file", load_data, str(tmp_path / "data.csv"))
+    fails(DataError, r"is no \.npz or \.safetensors file", load_data, str(tmp_path / "data.csv"))
     pickled = tmp_path / "pickled.npz"
     np.savez(pickled, x=np.array([{"a": 1}], dtype=object))
     fails(DataError, r"pickled\.npz cannot be read as \.npz without pickles", load_data, str(pickled))
