@@ -25,7 +25,7 @@ def synthetic_profile() -> Profile:
     """Make a profile of the size of ResNet50's, with margins per layer."""
     rng = np.random.default_rng(0)
     total, kind = SITES * CHANNELS, NoiseKind.SHOT
-    sites = tuple(Site(f"site{i}", "conv2d", 1e7, 1e5, 100.0, CHANNELS, 1.0, 1.0) for i in range(SITES))
+    sites = tuple(Site(f"site{i}", "conv2d", 1e7, 1e5, 100.0, CHANNELS, 1.0, 1.0, 0.0) for i in range(SITES))
     upper = np.triu_indices(MARGINS)
     reach = rng.normal(0.0, 0.5, (EXAMPLES, SITES, MARGINS))
     table = MarginTable(

@@ -6,6 +6,7 @@ import pytest
 from builders import make_hardware, make_profile
 from typer.testing import CliRunner
 
+from benchmarks.bench_startup import synthetic_profile
 from precalloc.cli import app
 from precalloc.hardware import Hardware
 from precalloc.kmaps import KMap
@@ -124,7 +125,9 @@ def test_hardware_shown_reads_back(tmp_path):
     assert Hardware.load(tmp_path / "mine.toml") == Hardware.load("crossbar-weight")
 
 
-def test_allocating_from_a_profile_imports_nothing_heavy(profile_file):
+def test_allocating_from_a_profile_imports_nothing_heavy(tmp_path):
+    """Of the network that `benchmarks/bench_startup.py` times."""
+    profile_file = synthetic_profile().save(tmp_path / "profile.npz")
     arguments = ["allocate", "--profile", str(profile_file), "--budget", "15x"]
     arguments += ["--out", str(profile_file.parent / "out")]
     script = (
