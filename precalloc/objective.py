@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -117,6 +117,28 @@ class Objective:
     def sum_units(self, values: FloatArray) -> FloatArray:
         """Sum per-unit values (units,) to per-site values (sites,)."""
         return np.bincount(self.site_of_unit, values, len(self.site_floor)).astype(np.float64)
+
+
+def with_damage(profile: Profile, hardware: Hardware, damage: FloatArray, estimator: str) -> Profile:
+    """Put other damages into a profile, (channels,): at K = 1, of all noise that the hardware's repetitions average.
+
+    Kinds share a channel's damage as they did before; their standard errors are not known.
+    """
+    averaged = split_terms(hardware)[0]
+    before = weighted_sum(profile.damage, averaged, len(damage))
+    found, unknown = dict(profile.damage), np.full(len(damage), np.nan)
+    for term in averaged:
+        even = np.full(len(damage), 1.0 / len(averaged))
+        share = np.divide(term.strength * profile.damage[term.kind], before, out=even, where=before > 0.0)
+        found[term.kind] = share * damage / term.strength
+    kinds = [term.kind for term in averaged]
+    return replace(
+        profile,
+        damage=found,
+        damage_error=dict(profile.damage_error) | dict.fromkeys(kinds, unknown),
+        site_damage_error=dict(profile.site_damage_error) | dict.fromkeys(kinds, unknown[: len(profile.sites)]),
+        provenance=replace(profile.provenance, estimator=estimator),
+    )
 
 
 def split_terms(hardware: Hardware) -> tuple[tuple[NoiseTerm, ...], tuple[NoiseTerm, ...]]:

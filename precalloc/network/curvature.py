@@ -51,6 +51,12 @@ class ChannelSlots:
         """Give every channel its site's value."""
         return np.repeat(values, list(self.channels.values()))
 
+    def shares(self, values: FloatArray) -> FloatArray:
+        """Share of every channel in its site's sum, (channels,); even where a site's sum is zero."""
+        total = self.repeat_sites(self.sum_sites(values))
+        even: FloatArray = 1.0 / self.repeat_sites(np.array(list(self.channels.values()), dtype=float))
+        return np.divide(values, total, out=even, where=total > 0.0)
+
     def of(self, site: str) -> slice:
         """The site's channels."""
         return slice(self.start[site], self.start[site] + self.channels[site])

@@ -16,6 +16,7 @@ here over pairs of opposite noise z and -z, which cancels the part that is linea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,21 @@ from precalloc.network.interception import intercept
 from precalloc.network.noise import NoiseInjector, SiteNoise
 from precalloc.network.tasks import Task
 from precalloc.profiles import FloatArray
+
+
+class References:
+    """What the noiseless network says of every batch of some data, asked once however often that is gone through."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        self._model, self._task = model, task
+        self._known: dict[int, tuple[object, Tensor]] = {}
+
+    def of(self, batch: Batch) -> Judged:
+        """Judge a batch; batches are told apart by where they start."""
+        if batch.start not in self._known:
+            judged = Judged.of(self._model, self._task, batch)
+            self._known[batch.start] = judged.reference, judged.weight
+        return Judged(batch, *self._known[batch.start])
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,13 @@ def noisy_values(model: nn.Module, task: Task, judged: Judged, injector: NoiseIn
 
 
 def batch_sensitivity(
-    model: nn.Module, task: Task, judged: Judged, kmap: KMap, slots: ChannelSlots, seed: int
+    model: nn.Module,
+    task: Task,
+    judged: Judged,
+    kmap: KMap,
+    slots: ChannelSlots,
+    seed: int,
+    signs: Sequence[float] = (1.0, -1.0),
 ) -> FloatArray:
     """Sum over a batch of the local sensitivities, weighted as its examples count, (channels,).
 
@@ -81,7 +103,9 @@ def batch_sensitivity(
     slots
         Where each site's channels stand.
     seed
-        Of one pair of opposite noise draws, weight errors included.
+        Of one noise draw, weight errors included.
+    signs
+        Of the draw, averaged over; by default both.
     """
     repetitions = {
         name: torch.from_numpy(np.broadcast_to(kmap.repetitions[name], (channels,)).astype(np.float64))
@@ -89,7 +113,7 @@ def batch_sensitivity(
     }
     log_k = {name: k.log().to(model_device(model)).requires_grad_() for name, k in repetitions.items()}
     total = np.zeros(slots.total)
-    for sign in (1.0, -1.0):
+    for sign in signs:
         with torch.enable_grad():
             sites: dict[str, SiteNoise | None] = dict.fromkeys(kmap.digital)
             for name, log in log_k.items():
@@ -101,5 +125,5 @@ def batch_sensitivity(
             gradients = torch.autograd.grad(loss, list(log_k.values()), allow_unused=True)
         for name, gradient in zip(log_k, gradients, strict=True):
             if gradient is not None:
-                total[slots.of(name)] -= 0.5 * (repetitions[name] * gradient.cpu()).numpy()
+                total[slots.of(name)] -= (repetitions[name] * gradient.cpu()).numpy() / len(signs)
     return total

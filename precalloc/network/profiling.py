@@ -14,6 +14,7 @@ from precalloc.hardware import Hardware
 from precalloc.network.checkpoints import Checkpoint
 from precalloc.network.criteria import Classification, LossFn, MetricFn, check_classes
 from precalloc.network.data import Batch, Data, as_data, data_hash
+from precalloc.network.estimators import Estimator, resolve_estimator
 from precalloc.network.folding import fold_batch_norm
 from precalloc.network.forward import Forward, ForwardFn
 from precalloc.network.measurement import Measurement, Options
@@ -38,6 +39,7 @@ def profile(
     output: str | int | None = None,
     seed: int = 0,
     batch_size: int = 32,
+    estimator: Estimator = "curvature",
     margins: int = 3,
     prediction_examples: int = 1000,
     range_percentile: float = 99.99,
@@ -65,6 +67,10 @@ def profile(
         Of the drawn labels and signs; the same seed gives the same profile bit for bit on one machine.
     batch_size
         Examples at a time; bounds the memory.
+    estimator
+        "curvature" (one pass), or after it also "forward" (noise at one site at a time, slow, the reference) or
+        `Learned` (the paper's, for one budget); `Forward` and `Learned` hold their options. All give ranges,
+        prediction tables and noise bits from the one pass.
     margins
         Class margins an example to follow for prediction; 0 leaves prediction out, as do tasks without classes an
         example: for them the loss is predicted.
@@ -88,6 +94,7 @@ def profile(
     """
     source = as_data(data)
     check_model(model)
+    resolve_estimator(estimator)
     with untouched(model):
         first = next(source.batches(batch_size))
         judged = resolve_task(task, model, first, forward_fn, loss_fn, metric_fn, output)
@@ -104,20 +111,40 @@ def profile(
         keeper = Checkpoint(checkpoint, f"{model_hash(model)} {data_hash(source)} {judged.name} {options}")
         with keeper.running(measurement.state, measurement.restore):
             _run(ready, source, measurement, keeper, progress)
-    provenance = Provenance(
-        model=name or type(model).__name__,
-        model_hash=model_hash(model),
-        data_hash=data_hash(source),
-        examples=source.examples,
-        labelled=source.labelled,
-        task=judged.name,
-        score=judged.score_name(source.labelled),
-        estimator="curvature",
-        seed=seed,
-        range_percentile=range_percentile,
-        versions={"python": platform.python_version(), "torch": torch.__version__, "precalloc": __version__},
-    )
-    return measurement.profile(hardware, provenance)
+        provenance = Provenance(
+            model=name or type(model).__name__,
+            model_hash=model_hash(model),
+            data_hash=data_hash(source),
+            examples=source.examples,
+            labelled=source.labelled,
+            task=judged.name,
+            score=judged.score_name(source.labelled),
+            estimator="curvature",
+            seed=seed,
+            range_percentile=range_percentile,
+            versions={"python": platform.python_version(), "torch": torch.__version__, "precalloc": __version__},
+        )
+        return _estimate(
+            ready, judged, source, measurement.profile(hardware, provenance), estimator, progress, checkpoint
+        )
+
+
+def _estimate(
+    model: nn.Module,
+    task: Task,
+    data: Data,
+    measured: Profile,
+    estimator: Estimator,
+    progress: Progress,
+    checkpoint: Path | None,
+) -> Profile:
+    """Put the estimator's damages in the place of the curvature's."""
+    chosen = resolve_estimator(estimator)
+    if chosen is None:
+        return measured
+    path = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.{chosen.name}")
+    keeper = Checkpoint(path, f"{measured.provenance} {chosen}")
+    return chosen.estimate(model, task, data, measured, measured.provenance.seed, progress, keeper)
 
 
 def _run(model: nn.Module, data: Data, measurement: Measurement, keeper: Checkpoint, progress: Progress) -> None:

@@ -36,11 +36,11 @@ from precalloc.network.folding import fold_batch_norm
 from precalloc.network.forward import ForwardFn, model_device
 from precalloc.network.models import check_model, model_hash
 from precalloc.network.noise import NoiseInjector
-from precalloc.network.operating_point import Judged, batch_sensitivity, noisy_values
+from precalloc.network.operating_point import Judged, References, batch_sensitivity, noisy_values
 from precalloc.network.splitting import hold_out
 from precalloc.network.state import derived_seed, untouched
 from precalloc.network.tasks import Task, resolve_task
-from precalloc.objective import Granularity, Objective, split_terms
+from precalloc.objective import Granularity, Objective, with_damage
 from precalloc.profiles import FloatArray, Profile
 from precalloc.progress import Progress, silent
 from precalloc.refinements import Refinement
@@ -160,7 +160,7 @@ class _Descent:
         self, model: nn.Module, task: Task, data: Data, profile: Profile, start: Allocation, effort: _Effort
     ) -> None:
         self._model, self._task, self._data, self._profile, self._start = model, task, data, profile, start
-        self.effort = effort
+        self.effort, self._references = effort, References(model, task)
         self._slots = ChannelSlots.of_sites({site.name: site.channels for site in profile.sites})
         choices = start.choices.of_analog()
         self._allocator = Allocator.of(profile, start.hardware, start.granularity, choices=choices)
@@ -174,7 +174,7 @@ class _Descent:
             self._data.batches(self.effort.batch_size) for _ in itertools.repeat(None)
         )
         for batch in itertools.islice(passes, len(self._seen), self.effort.steps):
-            judged = Judged.of(self._model, self._task, batch)
+            judged = self._references.of(batch)
             seed = derived_seed(self.effort.seed, _DESCENT, len(self._seen))
             total = batch_sensitivity(self._model, self._task, judged, self._kmap(), self._slots, seed)
             self._seen.append(total / float(judged.weight.sum()))
@@ -212,14 +212,8 @@ class _Descent:
 
     def allocation(self) -> Allocation:
         """Allocate the start's energy by the local sensitivities."""
-        ratio = np.divide(
-            self._sensitivity(), self._curvature, out=np.ones_like(self._curvature), where=self._curvature > 0.0
-        )
-        averaged = [term.kind for term in split_terms(self._start.hardware)[0]]
-        damage = dict(self._profile.damage) | {kind: self._profile.damage[kind] * ratio for kind in averaged}
         estimator = f"{self._profile.provenance.estimator}, refined"
-        provenance = replace(self._profile.provenance, estimator=estimator)
-        local = replace(self._profile, damage=damage, provenance=provenance)
+        local = with_damage(self._profile, self._start.hardware, self._sensitivity(), estimator)
         start = self._start
         choices = start.choices.of_analog()
         allocator = Allocator.of(local, start.hardware, start.granularity, seed=start.seed, choices=choices)
