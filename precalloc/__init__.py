@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from precalloc.plots import plot_calibration, plot_curve, plot_kmap, plot_noise_bits, plot_sensitivity
     from precalloc.prediction import Prediction
     from precalloc.profiles import Profile, Site
+    from precalloc.report import Report
     from precalloc.sweeping import sweep
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ _EXPORTS = {
     "PrecallocError": "precalloc.errors",
     "Prediction": "precalloc.prediction",
     "Profile": "precalloc.profiles",
+    "Report": "precalloc.report",
     "SimulatedAccuracy": "precalloc.accuracy",
     "Site": "precalloc.profiles",
     "allocate": "precalloc.allocator",
@@ -63,6 +65,7 @@ __all__ = [
     "PrecallocError",
     "Prediction",
     "Profile",
+    "Report",
     "SimulatedAccuracy",
     "Site",
     "__version__",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -147,6 +148,19 @@ class Allocation:
         for entry in self:
             entry.repetitions.setflags(write=False)
         assert self.objective <= self.uniform.damage, "worse than uniform at the same energy"
+
+    @staticmethod
+    def load(path: str | Path) -> Allocation:
+        """Read the allocation of a ``kmap.json``.
+
+        Raises
+        ------
+        KMapError
+            If the file is missing or is no whole ``kmap.json`` of this version.
+        """
+        from precalloc.kmap_reading import load_allocation
+
+        return load_allocation(Path(path))
 
     def __iter__(self) -> Iterator[SiteAllocation]:
         return iter(self.sites)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -85,6 +85,15 @@ def allocate(
     if max_drop is not None:
         return allocator.reaching(max_drop)
     return allocator.within(budget if isinstance(budget, Budget) else Budget.parse(str(budget)))
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """A point of the energy-accuracy curve: energy per inference, predicted accuracy, and uniform K within the same."""
+
+    energy_joule: float
+    predicted: Prediction
+    uniform: UniformAllocation
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +227,22 @@ class Allocator:
         matching = self._least_uniform(lambda other: other.drop_high <= max_drop)
         request = f"accuracy drop of at most {100.0 * max_drop:g} points"
         return self._result(k, solution, energy, predictor.predict(k), matching, request, max_drop)
+
+    def trade_off(self, energies: Sequence[float]) -> list[TradeOff]:
+        """Predict what each of several energies per inference buys, without certificates: quicker than ``within``.
+
+        Energies beyond what K can take are moved to the nearest that it can, and each is given once; none without
+        margins.
+        """
+        most = self.objective.energy_joule(self.upper)
+        wanted = sorted({min(max(energy, self.least_joule), most) for energy in energies})
+        found = []
+        for energy in wanted:
+            k, uniform = self._solve(energy)[0], self.uniform(self._affordable_uniform(energy))
+            predicted = self._predict(k)
+            if predicted is not None:
+                found.append(TradeOff(self.objective.energy_joule(k), predicted, uniform))
+        return found
 
     def uniform(self, k: float) -> UniformAllocation:
         """Give the figures of one K for the whole network, as far as the bounds of its sites allow."""

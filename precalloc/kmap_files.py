@@ -14,7 +14,7 @@ from precalloc.allocation import Allocation, DigitalSite, SiteAllocation, Unifor
 from precalloc.kmaps import SCHEMA, VERSION, plain_number
 from precalloc.objective import Granularity
 from precalloc.prediction import Prediction
-from precalloc.profiles import FloatArray
+from precalloc.profiles import FloatArray, Site
 
 _CSV_COLUMNS = (
     "site", "kind", "macs", "fan_in", "channel", "repetitions", "energy_joule", "damage", "noise_bits",
@@ -47,8 +47,8 @@ def kmap_record(allocation: Allocation) -> dict[str, Any]:
         "multiplier": plain_number(allocation.multiplier),
         "status": allocation.status,
         **_loss_record(allocation),
-        "predicted": _accuracy_record(allocation.predicted),
-        "simulated": _accuracy_record(allocation.simulated),
+        "predicted": accuracy_record(allocation.predicted),
+        "simulated": accuracy_record(allocation.simulated),
         "uniform": _uniform_record(allocation.uniform),
         "matching_uniform": _uniform_record(allocation.matching_uniform),
         "saving": allocation.saving,
@@ -59,6 +59,7 @@ def kmap_record(allocation: Allocation) -> dict[str, Any]:
         "digital": [_digital_record(entry) for entry in allocation.digital],
         "digital_energy_joule": allocation.digital_energy_joule,
         "choices": asdict(allocation.choices),
+        "notes": list(allocation.notes),
         "provenance": asdict(allocation.provenance) | {"allocation_seed": allocation.seed},
     }
 
@@ -90,13 +91,9 @@ def _csv_rows(entry: SiteAllocation, granularity: Granularity) -> list[tuple[obj
 
 def _site_record(entry: SiteAllocation, granularity: Granularity, correction: FloatArray | None) -> dict[str, Any]:
     k = [plain_number(value) for value in entry.repetitions.tolist()]
-    return {
-        "name": entry.site.name,
-        "kind": entry.site.kind,
-        "macs": plain_number(entry.site.macs),
-        "fan_in": plain_number(entry.site.fan_in),
-        "channels": entry.site.channels,
+    return _counts(entry.site) | {
         "input_range": entry.site.input_range,
+        "output_range": entry.site.output_range,
         "operand_range": entry.site.operand_range,
         "repetitions": k[0] if granularity is Granularity.LAYER else k,
         "energy_joule": entry.energy_joule,
@@ -106,7 +103,8 @@ def _site_record(entry: SiteAllocation, granularity: Granularity, correction: Fl
     }
 
 
-def _accuracy_record(accuracy: Prediction | SimulatedAccuracy | None) -> dict[str, Any] | None:
+def accuracy_record(accuracy: Prediction | SimulatedAccuracy | None) -> dict[str, Any] | None:
+    """Describe an accuracy in JSON-able values; None where there is none."""
     if isinstance(accuracy, SimulatedAccuracy):
         return accuracy.to_record()
     return None if accuracy is None else asdict(accuracy)
@@ -129,12 +127,22 @@ def _uniform_record(uniform: UniformAllocation | None) -> dict[str, Any] | None:
         "energy_joule": uniform.energy_joule,
         "objective": uniform.damage,
         "predicted_loss": plain_number(uniform.predicted_loss),
-        "predicted": _accuracy_record(uniform.predicted),
-        "simulated": _accuracy_record(uniform.simulated),
+        "predicted": accuracy_record(uniform.predicted),
+        "simulated": accuracy_record(uniform.simulated),
         "held": {name: plain_number(k) for name, k in uniform.held.items()},
     }
 
 
 def _digital_record(entry: DigitalSite) -> dict[str, Any]:
-    site = entry.site
-    return {"name": site.name, "kind": site.kind, "macs": plain_number(site.macs), "energy_joule": entry.energy_joule}
+    return _counts(entry.site) | {"energy_joule": entry.energy_joule}
+
+
+def _counts(site: Site) -> dict[str, Any]:
+    return {
+        "name": site.name,
+        "kind": site.kind,
+        "macs": plain_number(site.macs),
+        "fan_in": plain_number(site.fan_in),
+        "outputs": plain_number(site.outputs),
+        "channels": site.channels,
+    }

@@ -11,6 +11,8 @@ from precalloc.units import format_energy, format_energy_per_mac
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+_LONGEST = 20  # characters
+
 
 def render(template: str, **values: object) -> str:
     """Fill a template of ``precalloc/templates``; what goes into HTML is escaped, what goes into Markdown is not."""
@@ -29,7 +31,12 @@ def _environment(html: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"energy": format_energy, "energy_per_mac": format_energy_per_mac, "cell": _cell}
+    environment.filters |= {
+        "energy": format_energy,
+        "energy_per_mac": format_energy_per_mac,
+        "cell": _cell,
+        "shortened": _shortened,
+    }
     environment.globals |= {"figures": figures, "version": __version__}
     return environment
 
@@ -37,3 +44,11 @@ def _environment(html: bool) -> Environment:
 def _cell(text: str) -> str:
     """Protect what would end a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _shortened(name: str) -> str:
+    """Take out the middle of a name that is too long to stand beside a bar."""
+    if len(name) <= _LONGEST:
+        return name
+    tail = _LONGEST * 2 // 3
+    return f"{name[: _LONGEST - tail - 1]}…{name[-tail:]}"

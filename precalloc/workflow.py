@@ -10,11 +10,9 @@ from precalloc import __version__
 from precalloc.allocation import Allocation
 from precalloc.errors import DataError, ProfileError
 from precalloc.hardware import Hardware
-from precalloc.kmap_files import kmap_csv, kmap_json
 from precalloc.output_files import write_files
 from precalloc.profiles import Profile
 from precalloc.progress import Progress, silent
-from precalloc.reporting import report_markdown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -185,16 +183,6 @@ def require_fresh(model: nn.Module, data: object, allocation: Allocation) -> Non
             f"The model is not the one that was profiled ({allocation.provenance.model or 'unnamed'}): "
             "its weights differ. Profile it again, or give the profiled model."
         )
-
-
-def write_results(allocation: Allocation, directory: Path, command: str = "") -> tuple[Path, ...]:
-    """Write ``kmap.json``, ``kmap.csv`` and ``report.md``: all of them or none."""
-    contents = {
-        "kmap.json": kmap_json(allocation),
-        "kmap.csv": kmap_csv(allocation),
-        "report.md": report_markdown(allocation, command),
-    }
-    return write_files(directory, contents)
 
 
 def load(model: str, weights: str | None) -> nn.Module:

@@ -40,7 +40,7 @@ def allocate(profile_file, *arguments, hardware="homodyne-1550nm"):
 def test_allocate_writes_its_results(profile_file, arguments):
     result, out = allocate(profile_file, *arguments)
     assert result.exit_code == 0, result.output
-    assert sorted(path.name for path in out.iterdir()) == ["kmap.csv", "kmap.json", "report.md"]
+    assert sorted(path.name for path in out.iterdir()) == ["kmap.csv", "kmap.json", "report.html", "report.md"]
     record = json.loads((out / "kmap.json").read_text())
     assert record["energy_joule"] <= record["budget_joule"] * (1 + 1e-12)
     assert set(KMap.load(out / "kmap.json").repetitions) == {f"block{i}.conv" for i in range(4)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from precalloc.cli import allocate, demo, hardware, profile, sites, sweep, validate
+from precalloc.cli import allocate, demo, hardware, profile, report, sites, sweep, validate
 from precalloc.cli.application import ProgramGroup
 
 app = typer.Typer(
@@ -13,7 +13,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Choose how often an analog accelerator repeats each layer of a trained network.",
 )
-for command in (demo.demo, sites.sites, profile.profile, allocate.allocate, sweep.sweep, validate.validate):
+for command in (
+    demo.demo,
+    sites.sites,
+    profile.profile,
+    allocate.allocate,
+    sweep.sweep,
+    validate.validate,
+    report.report,
+):
     app.command()(command)
 app.add_typer(hardware.app, name="hardware")
 

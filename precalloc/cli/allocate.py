@@ -21,6 +21,7 @@ from precalloc.cli.options import (
     AllowUncovered,
     BatchSize,
     Compensate,
+    Json,
     NoiseSeeds,
     OneGranularity,
     OptionalCalibration,
@@ -29,12 +30,15 @@ from precalloc.cli.options import (
     OutFolder,
     OutputName,
     ProfileFile,
+    Quiet,
     Seed,
     TaskName,
+    Verbose,
     Weights,
 )
 from precalloc.cli.results import finish
 from precalloc.cli.sources import Source
+from precalloc.cli.terminal import Terminal
 from precalloc.errors import BudgetError
 from precalloc.objective import Granularity
 
@@ -65,20 +69,23 @@ def allocate(
     k_max: LargestK = None,
     digital_energy: DigitalEnergy = None,
     choices: ChoicesFile = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Choose K within a budget, or at the least energy for an accuracy, and write the K map and a report."""
     from precalloc import workflow
     from precalloc.allocator import allocate as choose
-    from precalloc.console import progress_bars
 
     if (budget is None) == (max_drop is None):
         raise BudgetError("Give either --budget, such as '15x', or --max-drop, such as 0.02.")
+    terminal = Terminal(quiet, as_json, verbose)
     decided = read_choices(include, exclude, fix, tie, k_min, k_max, digital_energy, choices)
     source = Source(model, data, profile, weights, () if hardware is None else (hardware,), validate, compensate)
     source.check()
     chosen = source.load_hardware()
     network = source.load_network()
-    with progress_bars() as progress:
+    with terminal.progress() as progress:
         effort = workflow.Effort(seed, batch_size, seeds, allow_uncovered, task, output, progress)
         measured = source.load_profile(network, chosen, effort, out)
         wanted = chosen[0] if chosen else measured.hardware
@@ -96,4 +103,4 @@ def allocate(
         if validate is not None:
             assert network is not None
             allocation = workflow.validate_both(network, workflow.load_examples(validate), allocation, effort, out)
-    finish(allocation, out)
+    finish(allocation, measured, out, terminal)

@@ -5,24 +5,51 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from precalloc.allocation import Allocation
+    from precalloc.allocation import Allocation, UniformAllocation
+    from precalloc.cli.terminal import Terminal
+    from precalloc.profiles import Profile
 
 
-def finish(allocation: Allocation, out: Path) -> None:
+def finish(allocation: Allocation, profile: Profile | None, out: Path, terminal: Terminal) -> None:
     """Write the results and show them."""
-    from precalloc import workflow
-    from precalloc.console import kmap_table, standard_console, summary_table
+    from precalloc.console import kmap_table, summary_table
+    from precalloc.report import Report
     from precalloc.reporting import warnings
 
-    written = workflow.write_results(allocation, out, shlex.join(["precalloc", *sys.argv[1:]]))
-    console = standard_console()
-    console.print(kmap_table(allocation))
-    console.print(summary_table(allocation))
-    for warning in warnings(allocation):
-        typer.echo(f"Note: {warning}")
-    typer.echo(f"Written to {out}: {', '.join(path.name for path in written)}")
+    written = Report.of(allocation, profile, shlex.join(["precalloc", *sys.argv[1:]])).save(out)
+    notes = warnings(allocation)
+    terminal.show(kmap_table(allocation), summary_table(allocation))
+    for note in notes:
+        terminal.say(f"Note: {note}")
+    terminal.say(f"Written to {out}: {', '.join(path.name for path in written)}")
+    terminal.result(_headline(allocation) | {"warnings": list(notes), "files": [str(path) for path in written]})
+
+
+def _headline(allocation: Allocation) -> dict[str, Any]:
+    return {
+        "request": allocation.request,
+        "granularity": str(allocation.granularity),
+        "hardware": allocation.hardware.name,
+        "allocated": _figures(allocation, allocation.objective),
+        "uniform": _figures(allocation.uniform, allocation.uniform.damage)
+        | {"repetitions": allocation.uniform.repetitions},
+        "energy_per_mac_joule": allocation.energy_per_mac_joule,
+        "saving": allocation.saving,
+        "lower_bound": allocation.lower_bound,
+        "gap": allocation.gap,
+        "status": allocation.status,
+    }
+
+
+def _figures(entry: Allocation | UniformAllocation, damage: float) -> dict[str, Any]:
+    from precalloc.kmap_files import accuracy_record
+
+    return {
+        "energy_joule": entry.energy_joule,
+        "damage": damage,
+        "predicted": accuracy_record(entry.predicted),
+        "simulated": accuracy_record(entry.simulated),
+    }
