@@ -53,6 +53,11 @@ $(VENV)/run: $(VENV)/python pyproject.toml
 	$(INSTALL) -e .
 	touch $@
 
+$(VENV)/bench: $(VENV)/python pyproject.toml
+	$(INSTALL) -e '.[bench]'
+	$(INSTALL) --no-deps pytorchcv  # networks at full size; it asks for torchvision, which those do not need
+	touch $@
+
 $(VENV)/%: $(VENV)/python pyproject.toml
 	$(INSTALL) -e '.[$*]'
 	touch $@

@@ -3,7 +3,7 @@
 Each network runs in processes of its own. Prints: sites, MACs per inference, published MACs; what the flop counter of
 torch counts beside (products that stay digital, recurrent kernels that it does not see); seconds of the profile over
 those of the clean forward of the same data in the same batches (both once, on the threads that torch takes); peak
-resident memory of the process that profiled. Run: python benchmarks/bench_models.py [NAME ...]
+resident memory of the process that profiled. Run: python -m benchmarks.bench_models [NAME ...]
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ COMMAND_EXAMPLES = 4
 def measure(name: str) -> dict[str, object]:
     """Measure one network in this process."""
     import torch
-    import zoo
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
+    from benchmarks import zoo
     from precalloc import Hardware, profile, sites
 
     entry, model = zoo.ZOO[name], getattr(zoo, name)()
@@ -67,7 +67,7 @@ def measure(name: str) -> dict[str, object]:
 
 def run_commands(name: str, folder: Path) -> None:
     """Run the four commands on a few examples, as a user would; stop where one fails."""
-    import zoo
+    from benchmarks import zoo
 
     entry = zoo.ZOO[name]
     for part, seed in (("calib", 1), ("eval", 2)):
@@ -91,7 +91,7 @@ def run_commands(name: str, folder: Path) -> None:
 
 def row(name: str, found: dict[str, object]) -> str:
     """One line of the table."""
-    import zoo
+    from benchmarks import zoo
 
     entry = zoo.ZOO[name]
     published = "-" if entry.published is None else f"{entry.published / 1e9:.3f}"
@@ -106,7 +106,7 @@ def row(name: str, found: dict[str, object]) -> str:
 
 def main() -> None:
     """Measure the named networks, or all, and print the table."""
-    import zoo
+    from benchmarks import zoo
 
     if len(sys.argv) == 3 and sys.argv[1] == "--one":
         print(json.dumps(measure(sys.argv[2])))
@@ -118,7 +118,8 @@ def main() -> None:
     for name in sys.argv[1:] or list(zoo.ZOO):
         with tempfile.TemporaryDirectory() as folder:
             run_commands(name, Path(folder))
-        one = subprocess.run([sys.executable, __file__, "--one", name], capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "benchmarks.bench_models", "--one", name]
+        one = subprocess.run(command, capture_output=True, text=True, check=False)
         if one.returncode:
             raise SystemExit(f"{name}: {one.stderr[-800:]}")
         found = json.loads(one.stdout.splitlines()[-1])

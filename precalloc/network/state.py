@@ -13,14 +13,15 @@ from torch import nn
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Run the block with ``model`` in evaluation mode; restore its mode and all global random states afterwards."""
+    """Run the block with ``model`` in evaluation mode; restore mode, buffers and global random states afterwards."""
     training = {module: module.training for module in model.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    with preserved_rng():
+    with preserved_rng(), preserved_buffers(model):
         try:
             # The fused transformer kernel computes a whole layer in one call and would hide its products.
             torch.backends.mha.set_fastpath_enabled(False)
             set_evaluation(model)
+            _stop_observers(model)
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
@@ -32,6 +33,35 @@ def set_evaluation(model: nn.Module) -> None:
     """Put every module in evaluation mode; ``eval()`` itself is refused by exported programs, and may be overridden."""
     for module in model.modules():
         module.training = False
+
+
+def _stop_observers(model: nn.Module) -> None:
+    """Fix the scales of fake quantisation, which observers otherwise move at every call, in evaluation mode as well."""
+    for module in model.modules():
+        enabled = module._buffers.get("observer_enabled")
+        if enabled is not None:
+            enabled.zero_()
+
+
+@contextmanager
+def preserved_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore every buffer that the block changes or replaces: observers, counters, caches."""
+    kept = [
+        (module, name, buffer, buffer._version, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, version, values in kept:
+            module._buffers[name] = buffer
+            if buffer.shape != values.shape:
+                buffer.data = values
+            elif buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(values)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import pytest
 import torch
 from networks import KINDS, hardware, initialised, normal
 from torch import nn
+from torch.ao import quantization
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.flop_counter import FlopCounterMode
@@ -428,6 +429,40 @@ def test_refinement_obeys_choices():
         assert result.by_site["recurrent.weight_hh_l0"] == 3.0
         assert result.by_site["recurrent.weight_ih_l0_reverse"] == result.by_site["recurrent.weight_hh_l0_reverse"]
         assert [entry.site.name for entry in result.digital] == ["head"]
+
+
+class Quantised(nn.Module):
+    """As trained with simulated quantisation: fused convolution, batch norm and activation, and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.quant, self.dequant = quantization.QuantStub(), quantization.DeQuantStub()
+        self.conv, self.norm, self.relu = nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.conv(self.quant(x))))
+        return self.dequant(self.head(x.mean((2, 3))))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch announces the successor of its quantisation
+def test_networks_trained_with_fake_quantisation():
+    """Weights are those that quantisation leaves; observers stand still, and are on again afterwards."""
+    model, x = initialised(Quantised(), seed=1).train(), normal(2, 8, 2, 6, 6)
+    model.qconfig = quantization.get_default_qat_qconfig("x86")
+    model = quantization.prepare_qat(quantization.fuse_modules_qat(model, [["conv", "norm", "relu"]]))
+    model(x)
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    measured = profile(model, x * 3.0, hardware(), batch_size=4)
+    assert [(site.name, site.channels, site.macs) for site in measured.sites] == [
+        ("conv", 4, 16 * 4 * 18.0),
+        ("head", 3, 12.0),
+    ]
+    for kind in KINDS:
+        assert (measured.damage[kind][4:] > 0).all()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.conv.weight_fake_quant.observer_enabled.item() == 1
 
 
 class Depth(nn.Module):
