@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from precalloc.hardware import Hardware
     from precalloc.kmaps import KMap
     from precalloc.marking import landmarks
+    from precalloc.network.calibrating import calibrate
     from precalloc.network.compensation import compensate
     from precalloc.network.profiling import profile
     from precalloc.network.refinement import refine
@@ -42,6 +43,7 @@ _EXPORTS = {
     "SimulatedAccuracy": "precalloc.accuracy",
     "Site": "precalloc.profiles",
     "allocate": "precalloc.allocator",
+    "calibrate": "precalloc.network.calibrating",
     "compensate": "precalloc.network.compensation",
     "landmarks": "precalloc.marking",
     "plot_calibration": "precalloc.plots",
@@ -70,6 +72,7 @@ __all__ = [
     "Site",
     "__version__",
     "allocate",
+    "calibrate",
     "compensate",
     "landmarks",
     "plot_calibration",

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from precalloc.accuracy import SimulatedAccuracy
+from precalloc.calibration import Calibration
 from precalloc.choices import Choices
 from precalloc.hardware import Hardware
 from precalloc.kmaps import KMap, SiteRanges
@@ -108,6 +109,8 @@ class Allocation:
         Loss of the noiseless network on the calibration data.
     refinement
         What `precalloc.refine` saw; None where it was not called.
+    calibration
+        The simulated points that predictions were calibrated by; None where they rest on linearisation alone.
     bias_corrections : site name -> (channels,)
         Against the mean shift that noise causes, where the allocation is compensated.
     notes
@@ -139,6 +142,7 @@ class Allocation:
     simulated: SimulatedAccuracy | None = None
     clean_loss: float = math.nan
     refinement: Refinement | None = None
+    calibration: Calibration | None = None
     bias_corrections: Mapping[str, FloatArray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     choices: Choices = field(default_factory=Choices)
@@ -246,6 +250,33 @@ class Allocation:
         from precalloc.notebook import allocation_html
 
         return allocation_html(self)
+
+    @property
+    def is_confirmed(self) -> bool | None:
+        """Whether simulation shows the wanted accuracy to be kept; None where nothing was wanted or simulated.
+
+        Confirmed is what the upper end of the simulated drop's two-sided 95 % interval keeps: with 97.5 % confidence.
+        """
+        if self.max_drop is None or self.simulated is None:
+            return None
+        return self.simulated.drop_high <= self.max_drop
+
+    @property
+    def confirmation(self) -> str:
+        """Say whether the wanted accuracy is confirmed, and with what confidence; empty where none was wanted."""
+        if self.max_drop is None:
+            return ""
+        limit = f"{100.0 * self.max_drop:g} points"
+        if self.simulated is None:
+            return f"Unconfirmed: a drop of at most {limit} is predicted with 97.5 % confidence, and was not simulated."
+        seen = (
+            f"{100.0 * self.simulated.drop_high:.2f} points in simulation on {self.simulated.examples} other examples"
+        )
+        if self.is_confirmed:
+            return (
+                f"Confirmed: with 97.5 % confidence the drop is at most {seen}, within the {limit} that were allowed."
+            )
+        return f"Not confirmed: with 97.5 % confidence the drop is at most {seen}, more than the {limit} allowed."
 
     @property
     def is_compensated(self) -> bool:

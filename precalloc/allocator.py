@@ -11,8 +11,9 @@ import numpy as np
 
 from precalloc.allocation import Allocation, DigitalSite, SiteAllocation, UniformAllocation
 from precalloc.budgets import Budget
+from precalloc.calibration import Calibration
 from precalloc.choices import Choices
-from precalloc.errors import BudgetError
+from precalloc.errors import BudgetError, ProfileError
 from precalloc.hardware import Hardware
 from precalloc.objective import (
     ROUNDING,
@@ -106,6 +107,8 @@ class Allocator:
         Of the analog sites.
     predictor
         None where the profile holds no margins for the granularity.
+    calibration
+        None where no simulated points of this hardware and granularity say how far predictions hold.
     lower, upper : (units,)
         Realisable bounds of K that choices and hardware leave.
     digital
@@ -116,6 +119,7 @@ class Allocator:
     hardware: Hardware
     objective: Objective
     predictor: Predictor | None
+    calibration: Calibration | None
     problem: Problem
     least_joule: float
     method: str
@@ -165,8 +169,21 @@ class Allocator:
             ties=None if bounds.ties is None else bounds.ties[objective.site_of_unit],
         )
         least_joule = float(solve(problem).least_budget)  # of a budget of nothing: infeasible by what K cost at least
+        known = profile.calibration
         return cls(
-            profile, hardware, objective, predictor, problem, least_joule, method, seed, lower, upper, choices, digital
+            profile=profile,
+            hardware=hardware,
+            objective=objective,
+            predictor=predictor,
+            calibration=known if known is not None and known.serves(hardware, granularity) else None,
+            problem=problem,
+            least_joule=least_joule,
+            method=method,
+            seed=seed,
+            lower=lower,
+            upper=upper,
+            choices=choices,
+            digital=digital,
         )
 
     def within(self, budget: Budget) -> Allocation:
@@ -185,8 +202,8 @@ class Allocator:
                 f"{self.hardware.name!r}{self._least_text()}, takes "
                 f"{format_energy(self.least_joule)}. Give at least {budget.express(self.least_joule, cost, macs)}."
             )
-        k, solution = self._solve(energy)
-        predicted = self._predict(k)
+        k, solution = self.solve(energy)
+        predicted = self.predict(k)
         matching = None
         if predicted is not None:
             matching = self._least_uniform(lambda other: other.accuracy >= predicted.accuracy)
@@ -210,23 +227,26 @@ class Allocator:
             )
         if not 0.0 < max_drop < 1.0:
             raise BudgetError(f"Accuracy drop {max_drop!r} must lie between 0 and 1: two points are 0.02.")
-        predictor = self.predictor or Predictor.of(self.profile, self.hardware, self.objective.granularity)
+        if self.predictor is None:
+            raise ProfileError(
+                f"The profile holds no margins per {self.objective.granularity}. Profile the model again."
+            )
         repetition, cost = self.hardware.repetition, self.objective.cost_at_k1
-        best = predictor.predict(self.upper)
+        best = self._expect(self.upper)
         multiple = None
         if best.drop_high <= max_drop:
             multiple = least(
-                lambda x: predictor.predict(self._solve(x * cost)[0]).drop_high <= max_drop,
+                lambda x: self._expect(self.solve(x * cost)[0]).drop_high <= max_drop,
                 self.least_joule / cost,
                 repetition.k_max,
             )
         if multiple is None:
             raise BudgetError(self._explain_unreachable(max_drop, best))
         energy = max(multiple * cost, self.least_joule)
-        k, solution = self._solve(energy)
+        k, solution = self.solve(energy)
         matching = self._least_uniform(lambda other: other.drop_high <= max_drop)
         request = f"accuracy drop of at most {100.0 * max_drop:g} points"
-        return self._result(k, solution, energy, predictor.predict(k), matching, request, max_drop)
+        return self._result(k, solution, energy, self._expect(k), matching, request, max_drop)
 
     def trade_off(self, energies: Sequence[float]) -> list[TradeOff]:
         """Predict what each of several energies per inference buys, without certificates: quicker than ``within``.
@@ -256,12 +276,12 @@ class Allocator:
             k,
             self.objective.energy_joule(each),
             self.objective.damage_at(each),
-            self._predict(each),
+            self.predict(each, "uniform"),
             clean_loss=self.profile.clean_loss,
             held=held,
         )
 
-    def _solve(self, energy: float) -> tuple[FloatArray, Solution]:
+    def solve(self, energy: float) -> tuple[FloatArray, Solution]:
         """K of least damage within an energy, and the solver's certificate; never worse than uniform K."""
         energy = max(energy, self.least_joule)
         most = self.objective.energy_joule(self.upper)
@@ -272,8 +292,11 @@ class Allocator:
             raise BudgetError(
                 f"Method {self.method!r} found no allocation within {format_energy(energy)}: {solution.message}"
             )
-        same = within_bounds(self._affordable_uniform(energy), self.lower, self.upper)
-        return min(solution.k, same, key=self.objective.damage_at), solution
+        return min(solution.k, self.uniform_k(energy), key=self.objective.damage_at), solution
+
+    def uniform_k(self, energy: float) -> FloatArray:
+        """K of every unit of the largest uniform K within an energy, as far as the bounds allow, (units,)."""
+        return within_bounds(self._affordable_uniform(energy), self.lower, self.upper)
 
     def _affordable_uniform(self, energy: float) -> float:
         repetition = self.hardware.repetition
@@ -284,18 +307,24 @@ class Allocator:
         same = self.lower.min() == self.lower.max()
         return f", {self.lower.min():g} everywhere" if same else " and of the choices"
 
-    def _predict(self, k: FloatArray | float) -> Prediction | None:
-        return None if self.predictor is None else self.predictor.predict(k)
+    def predict(self, k: FloatArray | float, family: str = "allocated") -> Prediction | None:
+        """Predict the accuracy of an allocated or a uniform K map; None without margins."""
+        return None if self.predictor is None else self._expect(k, family)
+
+    def _expect(self, k: FloatArray | float, family: str = "allocated") -> Prediction:
+        assert self.predictor is not None
+        scale = None if self.calibration is None else self.calibration.scales[family]
+        return self.predictor.predict(k, scale)
 
     def _least_uniform(self, holds: Callable[[Prediction], bool]) -> UniformAllocation | None:
         """Least uniform K whose prediction satisfies a condition that keeps holding as K grows."""
-        repetition, predictor = self.hardware.repetition, self.predictor
-        if predictor is None or not holds(predictor.predict(self.upper)):
+        repetition = self.hardware.repetition
+        if self.predictor is None or not holds(self._expect(self.upper, "uniform")):
             return None
 
         @cache
         def reaches(k: float | None) -> bool:
-            return k is not None and holds(predictor.predict(within_bounds(k, self.lower, self.upper)))
+            return k is not None and holds(self._expect(within_bounds(k, self.lower, self.upper), "uniform"))
 
         found = least(lambda x: reaches(smallest_uniform(repetition, x)), smallest_k(repetition), repetition.k_max)
         k = None if found is None else smallest_uniform(repetition, found)
@@ -349,6 +378,7 @@ class Allocator:
             clean_loss=self.profile.clean_loss,
             choices=self.choices,
             digital=self.digital,
+            calibration=self.calibration,
         )
 
     def _site_allocations(self, k: FloatArray) -> tuple[SiteAllocation, ...]:

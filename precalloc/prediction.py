@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -25,13 +26,22 @@ from precalloc.profiles import FloatArray, MarginTable, Profile
 _DIRECTIONS = 24  # orthonormal frames of directions are cut or filled to about so many; each counts in both senses
 
 
+class Scale(Protocol):
+    """Factor on the covariance of the margins that simulated points call for."""
+
+    def at(self, log_level: float) -> tuple[float, float]:
+        """Logarithm of the factor at a noise level, and its standard error."""
+        ...
+
+
 @dataclass(frozen=True)
 class Prediction:
     """Expected accuracy under noise; shares of the examples, ``low`` and ``high`` ends of 95 % intervals.
 
     The intervals are for the mean over all examples like the profiled ones and all noise: they cover that the profiled
-    examples are a sample, and the numerical integration over noise. ``drop`` is clean minus noisy, paired per example,
-    so its interval is much narrower than that of ``accuracy``.
+    examples are a sample, the numerical integration over noise and, where the prediction is calibrated by simulated
+    points, the error of the linearisation. ``drop`` is clean minus noisy, paired per example, so its interval is much
+    narrower than that of ``accuracy``.
     """
 
     accuracy: float
@@ -116,10 +126,34 @@ class Predictor:
         covariance[:, upper[1], upper[0]] = covariance[:, upper[0], upper[1]]
         return self.margins, covariance
 
-    def predict(self, k: FloatArray | float) -> Prediction:
-        """Predict the accuracy at the K of each unit (units,), or one K for all; infinite K is noiseless."""
-        right, error = orthant_probability(*self.moments(k), self.directions)
-        return _summarise(np.all(self.margins > 0.0, axis=1).astype(float), right, error)
+    def right(self, k: FloatArray | float, factor: float = 1.0) -> FloatArray:
+        """Probability (n,) that each example is right, with the covariance of the margins multiplied by a factor."""
+        mean, covariance = self.moments(k)
+        return orthant_probability(mean, factor * covariance, self.directions)[0]
+
+    def log_level(self, k: FloatArray | float) -> float:
+        """Logarithm of the noise level: mean over examples of the log variance of the nearest margin."""
+        variance = self.moments(k)[1][:, 0, 0]
+        return float(np.log(variance + np.finfo(float).tiny).mean())
+
+    def predict(self, k: FloatArray | float, scale: Scale | None = None) -> Prediction:
+        """Predict the accuracy at the K of each unit (units,), or one K for all; infinite K is noiseless.
+
+        Parameters
+        ----------
+        k
+            K of the units.
+        scale
+            Calibration of the noise level by simulated points; its error widens the intervals.
+        """
+        mean, covariance = self.moments(k)
+        clean = np.all(self.margins > 0.0, axis=1).astype(float)
+        if scale is None:
+            return _summarise(clean, *orthant_probability(mean, covariance, self.directions))
+        log_factor, error = scale.at(self.log_level(k))
+        right, integration = orthant_probability(mean, math.exp(log_factor) * covariance, self.directions)
+        ends = [self.right(k, math.exp(log_factor + sign * error)).mean() for sign in (-1.0, 1.0)]
+        return _summarise(clean, right, integration, float((ends[0] - ends[1]) / 2.0) ** 2)
 
 
 def orthant_probability(
@@ -202,10 +236,10 @@ def _directions(examples: int, m: int, seed: int) -> FloatArray:
     return np.linalg.qr(normals)[0].swapaxes(1, 2).reshape(examples, frames * m, m)
 
 
-def _summarise(clean: FloatArray, right: FloatArray, integration: FloatArray) -> Prediction:
-    """Average over examples; ``clean``, ``right`` and ``integration`` have shape (n,)."""
+def _summarise(clean: FloatArray, right: FloatArray, integration: FloatArray, of_model: float = 0.0) -> Prediction:
+    """Average over examples; ``clean``, ``right`` and ``integration`` have shape (n,), ``of_model`` is a variance."""
     n = len(clean)
-    of_integration = float(integration.sum()) / n**2
+    of_integration = float(integration.sum()) / n**2 + of_model
     of_accuracy = float(right.var(ddof=1)) / n if n > 1 else 0.0
     of_drop = float((clean - right).var(ddof=1)) / n if n > 1 else 0.0
     accuracy, drop = float(right.mean()), float((clean - right).mean())

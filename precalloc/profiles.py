@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ import numpy.typing as npt
 from precalloc.errors import HardwareError, ProfileError
 from precalloc.hardware import Hardware, NoiseKind
 from precalloc.output_files import temporary_file
+
+if TYPE_CHECKING:
+    from precalloc.calibration import Calibration
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -161,6 +164,8 @@ class Profile:
         What it was measured for: the one that allocations are for unless another is named.
     margins
         First-order noise in the class margins, for prediction; None where it was not measured.
+    calibration
+        What simulated points say of predictions, where `precalloc.calibrate` was called.
     """
 
     sites: tuple[Site, ...]
@@ -173,6 +178,7 @@ class Profile:
     hardware: Hardware
     provenance: Provenance
     margins: MarginTable | None = None
+    calibration: Calibration | None = None
 
     @property
     def kinds(self) -> tuple[NoiseKind, ...]:
@@ -245,6 +251,7 @@ def _header(profile: Profile) -> dict[str, Any]:
         "clean_loss": profile.clean_loss,
         "hardware": profile.hardware.to_dict(),
         "provenance": asdict(profile.provenance),
+        "calibration": None if profile.calibration is None else profile.calibration.to_record(),
         "has_margins": profile.margins is not None,
         "has_channel_covariance": profile.margins is not None and profile.margins.channel_covariance is not None,
     }
@@ -328,8 +335,18 @@ def _profile(path: Path, file: Mapping[str, FloatArray], header: Mapping[str, An
         hardware=Hardware.from_dict(header["hardware"], f"in {path}"),
         provenance=Provenance(**header["provenance"]),
         margins=_read_margins(path, file, header, kinds),
+        calibration=_read_calibration(path, header),
         **per_kind,
     )
+
+
+def _read_calibration(path: Path, header: Mapping[str, Any]) -> Calibration | None:
+    record = header.get("calibration")
+    if record is None:
+        return None
+    from precalloc.calibration import Calibration  # which knows profiles
+
+    return Calibration.from_record(record, f"in {path}")
 
 
 def _read_margins(

@@ -72,6 +72,13 @@ def _prediction_warnings(a: Allocation) -> list[str]:
     found = []
     if a.predicted.accuracy < a.uniform.predicted.accuracy - _NOTABLE:
         found.append("Uniform K has the higher predicted accuracy at this energy, although it does more damage.")
+    if a.calibration is None:
+        found.append(
+            "The predicted accuracies rest on linearised noise alone, and their intervals leave out its error. "
+            "With MODEL and --data they are calibrated by simulated points."
+        )
+    elif a.calibration.compensated != a.is_compensated:
+        found.append("The predicted accuracies are for K maps with bias corrections, which this one lacks.")
     if a.matching_uniform is None:
         found.append("No uniform K is predicted to reach the same accuracy, so no saving can be stated.")
     return found

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from precalloc.accuracy import SimulatedAccuracy
+    from precalloc.choices import Choices
     from precalloc.kmaps import KMap
 
 PROFILE_FILE = "profile.npz"
@@ -89,6 +90,42 @@ def measured_before(kept: Path, model: nn.Module, data: object, hardware: Hardwa
 
 def _options_of(kept: Path) -> Path:
     return kept.with_name(f".{kept.name}.options")
+
+
+def calibrate(
+    model: nn.Module,
+    data: object,
+    profile: Profile,
+    effort: Effort,
+    directory: Path,
+    wanted: tuple[Hardware, str, bool, Choices | None],
+) -> Profile:
+    """Simulate a few K maps on the calibration data so that predictions hold, where the profile can predict at all.
+
+    ``wanted`` says for which hardware, granularity, with or without bias corrections, and for which choices.
+    """
+    hardware, granularity, compensates, choices = wanted
+    table = profile.margins
+    if table is None or (granularity == "channel" and table.channel_covariance is None):
+        return profile
+    from precalloc.network.calibrating import calibrate as simulate_points
+
+    calibrated: Profile = simulate_points(
+        model,
+        data,
+        profile,
+        hardware=hardware,
+        granularity=granularity,
+        compensate=compensates,
+        choices=choices,
+        task=effort.task,
+        output=effort.output,
+        seed=effort.seed,
+        batch_size=effort.batch_size,
+        progress=effort.progress,
+        checkpoint=checkpoint_of(directory / "calibration"),
+    )
+    return calibrated
 
 
 def compensate(

@@ -20,6 +20,7 @@ from precalloc.cli.deciding import (
 from precalloc.cli.options import (
     AllowUncovered,
     BatchSize,
+    Calibrate,
     Compensate,
     Json,
     NoiseSeeds,
@@ -54,6 +55,7 @@ def allocate(
     max_drop: Annotated[float | None, typer.Option(help="Instead of a budget: 0.02 is two points.")] = None,
     granularity: OneGranularity = Granularity.LAYER,
     compensate: Compensate = None,
+    calibrate: Calibrate = None,
     validate: Annotated[str | None, typer.Option(help="Other data to simulate on; needs MODEL.")] = None,
     seeds: NoiseSeeds = 8,
     task: TaskName = None,
@@ -81,7 +83,9 @@ def allocate(
         raise BudgetError("Give either --budget, such as '15x', or --max-drop, such as 0.02.")
     terminal = Terminal(quiet, as_json, verbose)
     decided = read_choices(include, exclude, fix, tie, k_min, k_max, digital_energy, choices)
-    source = Source(model, data, profile, weights, () if hardware is None else (hardware,), validate, compensate)
+    source = Source(
+        model, data, profile, weights, () if hardware is None else (hardware,), validate, compensate, calibrate
+    )
     source.check()
     chosen = source.load_hardware()
     network = source.load_network()
@@ -89,6 +93,11 @@ def allocate(
         effort = workflow.Effort(seed, batch_size, seeds, allow_uncovered, task, output, progress)
         measured = source.load_profile(network, chosen, effort, out)
         wanted = chosen[0] if chosen else measured.hardware
+        calibration, compensates = source.load_calibration(), source.compensates(wanted)
+        if calibrate is not False and network is not None and calibration is not None:
+            measured = workflow.calibrate(
+                network, calibration, measured, effort, out, (wanted, granularity, compensates, decided)
+            )
         allocation = choose(
             measured,
             budget,
@@ -98,8 +107,8 @@ def allocate(
             choices=decided,
             seed=seed,
         )
-        if wanted.digital_biases if compensate is None else compensate:
-            allocation = workflow.compensate(network, source.load_calibration(), allocation, effort, out)
+        if compensates:
+            allocation = workflow.compensate(network, calibration, allocation, effort, out)
         if validate is not None:
             assert network is not None
             allocation = workflow.validate_both(network, workflow.load_examples(validate), allocation, effort, out)

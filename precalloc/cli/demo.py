@@ -47,6 +47,8 @@ def demo(
         effort, kept = workflow.Effort(seed=seed, progress=progress), out / workflow.PROFILE_FILE
         profile = workflow.measure(model, "precalloc demo", calibration, chosen, effort, workflow.checkpoint_of(kept))
         profile.save(kept)
+        wanted = (chosen, str(granularity), chosen.digital_biases, None)
+        profile = workflow.calibrate(model, calibration, profile, effort, kept.parent, wanted)
         allocation = choose(profile, budget, hardware=chosen, granularity=granularity, seed=seed)
         if chosen.digital_biases:
             allocation = workflow.compensate(model, calibration, allocation, effort, kept.parent)

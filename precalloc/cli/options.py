@@ -44,6 +44,10 @@ Compensate = Annotated[
     bool | None,
     typer.Option(help="Correct digital biases for the noise's mean shift; by default where the hardware has them."),
 ]
+Calibrate = Annotated[
+    bool | None,
+    typer.Option(help="Simulate a few K maps so that predictions hold; by default where MODEL and --data are given."),
+]
 AllowUncovered = Annotated[bool, typer.Option("--allow-uncovered", help="Go on where MACs belong to no site.")]
 OutFolder = Annotated[Path, typer.Option(help="Folder for the results.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]

@@ -22,6 +22,8 @@ def finish(allocation: Allocation, profile: Profile | None, out: Path, terminal:
     written = Report.of(allocation, profile, shlex.join(["precalloc", *sys.argv[1:]])).save(out)
     notes = warnings(allocation)
     terminal.show(kmap_table(allocation), summary_table(allocation))
+    if allocation.confirmation:
+        terminal.say(allocation.confirmation)
     for note in notes:
         terminal.say(f"Note: {note}")
     terminal.say(f"Written to {out}: {', '.join(path.name for path in written)}")
@@ -41,6 +43,7 @@ def _headline(allocation: Allocation) -> dict[str, Any]:
         "lower_bound": allocation.lower_bound,
         "gap": allocation.gap,
         "status": allocation.status,
+        "confirmed": allocation.is_confirmed,
     }
 
 

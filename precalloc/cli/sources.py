@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Source:
     """The arguments of a command that say what to profile, or which profile to read, and what to simulate on.
 
-    ``compensate`` is None where the hardware decides.
+    ``compensate`` is None where the hardware decides, ``calibrate`` where what is given decides.
     """
 
     model: str | None
@@ -31,6 +31,7 @@ class Source:
     hardware: tuple[str, ...]
     validate: str | None
     compensate: bool | None = False
+    calibrate: bool | None = False
 
     def check(self) -> None:
         """Refuse arguments that do not fit together.
@@ -46,8 +47,10 @@ class Source:
             raise HardwareError("Give --hardware, a preset name or TOML file: 'precalloc hardware' lists the presets.")
         if self.compensate and (self.model is None or self.data is None):
             raise ModelError("--compensate simulates the model on its calibration data: give MODEL and --data as well.")
-        compensates = self.compensate is not False and self.model is not None
-        if self.profile is not None and self.data is not None and not compensates:
+        if self.calibrate and (self.model is None or self.data is None):
+            raise ModelError("--calibrate simulates the model on its calibration data: give MODEL and --data as well.")
+        used = self.model is not None and (self.compensate is not False or self.calibrate is not False)
+        if self.profile is not None and self.data is not None and not used:
             raise ModelError("Give either --profile or --data: the profile already holds what calibration data tells.")
         if self.validate is not None and self.model is None:
             raise ModelError("--validate simulates the model: give MODEL as well.")
@@ -63,6 +66,10 @@ class Source:
         from precalloc import workflow
 
         return workflow.load(self.model, self.weights) if self.model and (self.validate or self.data) else None
+
+    def compensates(self, hardware: Hardware) -> bool:
+        """Whether bias corrections are wanted."""
+        return hardware.digital_biases if self.compensate is None else self.compensate
 
     def load_calibration(self) -> object | None:
         """Load the calibration data, where it is given."""

@@ -1,0 +1,52 @@
+"""Calibrated predictions of a trained network hold on data and noise that they have not seen."""
+
+import numpy as np
+import pytest
+from networks import Perceptron, initialised, normal
+
+from precalloc import Hardware, allocate, calibrate, compensate, demo_model, profile, validate
+from precalloc.errors import DataError, ProfileError
+from precalloc.network.data import load_data
+
+
+def test_calibrated_predictions_of_the_demo_hold():
+    model, chip = demo_model.build(), Hardware.load("homodyne-1550nm")
+    data, evaluation = (load_data(str(path)) for path in (demo_model.CALIBRATION, demo_model.EVALUATION))
+    plain = profile(model, data, chip)
+    calibrated = calibrate(model, data, plain, examples=200, points=3, draws=2, compensate=False)
+    for budget in ("4x", "7x"):
+        found = allocate(calibrated, budget)
+        seen = [validate(model, evaluation, kmap, seeds=2) for kmap in (found.kmap(), found.uniform_kmap())]
+        for predicted, simulated in zip((found.predicted, found.uniform.predicted), seen, strict=True):
+            widths = predicted.drop_high - predicted.drop_low, simulated.drop_high - simulated.drop_low
+            assert abs(predicted.drop - simulated.drop) <= np.hypot(*widths) / 2.0
+    uncalibrated = allocate(plain, "4x").uniform.predicted
+    assert abs(uncalibrated.drop - seen_at_4x(model, evaluation, plain).drop) > 0.05
+
+
+def seen_at_4x(model, evaluation, measured):
+    return validate(model, evaluation, allocate(measured, "4x").uniform_kmap(), seeds=2)
+
+
+def test_refusals_and_the_same_result_after_an_interruption(tmp_path):
+    model, x = initialised(Perceptron(), 1, 3.0), normal(2, 60, 6)
+    chip = Hardware.load("homodyne-1550nm")
+    measured = profile(model, {"x": x}, chip)
+    with pytest.raises(DataError, match="not those of the profile"):
+        calibrate(model, {"x": x + 1.0}, measured)
+    with pytest.raises(ProfileError, match="no margins per layer"):
+        calibrate(model, {"x": x}, profile(model, {"x": x}, chip, margins=0))
+
+    def stop(done, *_):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    options = {"points": 2, "draws": 2}
+    whole = calibrate(model, {"x": x}, measured, **options)
+    assert whole.calibration.compensated
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, {"x": x}, measured, **options, progress=stop, checkpoint=tmp_path / "kept")
+    resumed = calibrate(model, {"x": x}, measured, **options, checkpoint=tmp_path / "kept")
+    assert resumed.calibration == whole.calibration
+    corrected = compensate(model, {"x": x}, allocate(resumed, "5x"))
+    assert corrected.calibration == whole.calibration
