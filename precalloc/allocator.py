@@ -258,8 +258,8 @@ class Allocator:
         wanted = sorted({min(max(energy, self.least_joule), most) for energy in energies})
         found = []
         for energy in wanted:
-            k, uniform = self._solve(energy)[0], self.uniform(self._affordable_uniform(energy))
-            predicted = self._predict(k)
+            k, uniform = self.solve(energy)[0], self.uniform(self._affordable_uniform(energy))
+            predicted = self.predict(k)
             if predicted is not None:
                 found.append(TradeOff(self.objective.energy_joule(k), predicted, uniform))
         return found

@@ -10,6 +10,7 @@ from typing import Any
 
 from precalloc.accuracy import SimulatedAccuracy
 from precalloc.allocation import Allocation, DigitalSite, SiteAllocation, UniformAllocation
+from precalloc.calibration import Calibration
 from precalloc.choices import Choices
 from precalloc.errors import KMapError
 from precalloc.kmaps import KMap
@@ -61,11 +62,16 @@ def _allocation(record: Mapping[str, Any], kmap: KMap) -> Allocation:
         seed=seed,
         simulated=_simulated(record["simulated"]),
         clean_loss=clean_loss,
+        calibration=_calibration(record.get("calibration")),
         bias_corrections=kmap.bias_corrections,
         notes=tuple(record.get("notes", ())),
         choices=_choices(record.get("choices", {})),
         digital=tuple(DigitalSite(_site(each), each["energy_joule"]) for each in record.get("digital", ())),
     )
+
+
+def _calibration(record: Mapping[str, Any] | None) -> Calibration | None:
+    return None if record is None else Calibration.from_record(record, "of the calibration")
 
 
 def _site_allocation(record: Mapping[str, Any], kmap: KMap) -> SiteAllocation:
