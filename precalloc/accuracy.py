@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precalloc.intervals import NORMAL_QUANTILE, paired, wilson
+from precalloc.records import plain
 
 Values = npt.NDArray[np.floating[Any]]
 
@@ -93,10 +94,7 @@ class SimulatedAccuracy:
 
     def to_record(self) -> dict[str, Any]:
         """Describe it in JSON-able values; what is no finite number is None."""
-        record = asdict(self)
-        for entries in (record, record["loss"] or {}):
-            entries |= {name: _plain(value) for name, value in entries.items()}
-        return record
+        return {name: plain(value) for name, value in asdict(self).items()}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> SimulatedAccuracy:
@@ -229,12 +227,6 @@ def _student_quantile(freedom: float) -> float:
     from scipy.special import stdtrit  # kept out of cold starts
 
     return float(stdtrit(freedom, 0.975))
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _fields(cls: type, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from precalloc.search import least
 from precalloc.uniform import affordable_uniform, within_bounds
 from precalloc.units import format_energy
 from solvers import Problem, Solution, solve
+
+_log = logging.getLogger(__name__)
 
 
 def allocate(
@@ -356,6 +359,7 @@ class Allocator:
         objective = self.objective
         damage = objective.damage_at(k)
         lower_bound = min(solution.lower_bound, damage)
+        _log.info("%s: damage %.6g, lower bound %.6g, %s", request, damage, lower_bound, solution.status)
         return Allocation(
             granularity=objective.granularity,
             hardware=self.hardware,

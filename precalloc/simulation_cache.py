@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from precalloc.kmaps import KMap
 
 SCHEMA = "precalloc/simulated"
+
+_log = logging.getLogger(__name__)
 
 
 class SimulationCache:
@@ -49,6 +52,7 @@ class SimulationCache:
         """Simulate allocations and the uniform ones beside them; each K map once."""
         allocations = list(allocations)
         kmaps = {kmap.digest: kmap for each in allocations for kmap in (each.kmap(), each.uniform_kmap())}
+        workflow.announce_simulations(len(kmaps), self._data, self._effort)
         found = {}
         for index, (digest, kmap) in enumerate(kmaps.items()):
             found[digest] = self._simulate(kmap, digest, _part(self._effort.progress, index, len(kmaps)))
@@ -60,6 +64,7 @@ class SimulationCache:
         name = hashlib.sha256(f"{self._identity} {digest}".encode()).hexdigest()[:32] + ".json"
         target = self._folder / name
         if target.is_file():
+            _log.info("simulated before: %s", target)
             return _read(target)
         effort = self._effort.telling(progress)
         simulated = workflow.simulate(self._model, self._data, kmap, effort, workflow.checkpoint_of(target))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +25,16 @@ if TYPE_CHECKING:
 PROFILE_FILE = "profile.npz"
 
 
+def _tell_nobody(_: str) -> None:
+    """Announce nothing."""
+
+
 @dataclass(frozen=True)
 class Effort:
-    """How measurement and simulation run: seeds, batch size, what the network is for, and who is told of progress."""
+    """How measurement and simulation run: seeds, batch size, what the network is for, and who is told of progress.
+
+    ``announce`` is told of work before it begins.
+    """
 
     seed: int = 0
     batch_size: int = 32
@@ -35,6 +43,7 @@ class Effort:
     task: str | None = None
     output: str | None = None
     progress: Progress = silent
+    announce: Callable[[str], None] = _tell_nobody
 
     @property
     def measurement_options(self) -> str:
@@ -42,8 +51,8 @@ class Effort:
         return f"{__version__} {self.seed} {self.batch_size} {self.allow_uncovered} {self.task} {self.output}"
 
     def telling(self, progress: Progress) -> Effort:
-        """The same effort, with another one told of progress."""
-        return replace(self, progress=progress)
+        """The same effort, with another one told of progress, and work that is announced as a whole."""
+        return replace(self, progress=progress, announce=_tell_nobody)
 
 
 def measure(
@@ -52,6 +61,8 @@ def measure(
     """Profile a model; an interrupted run goes on from ``checkpoint``."""
     from precalloc.network.profiling import profile
 
+    kinds = ", ".join(hardware.kinds)
+    effort.announce(f"Profiling for {kinds} noise: one pass over {_examples(data)} examples.")
     measured: Profile = profile(
         model,
         data,
@@ -170,6 +181,8 @@ def validate_both(
     """
     require_fresh(model, data, allocation)
     kept = checkpoint_of(directory / "allocated"), checkpoint_of(directory / "uniform")
+    announce_simulations(2, data, effort)
+    effort = effort.telling(effort.progress)
     allocated = simulate(model, data, allocation.kmap(), effort, kept[0])
     return allocation.with_simulation(allocated, simulate(model, data, allocation.uniform_kmap(), effort, kept[1]))
 
@@ -180,6 +193,7 @@ def simulate(
     """Simulate one K map; an interrupted run goes on from ``checkpoint``."""
     from precalloc.network.simulation import validate
 
+    announce_simulations(1, data, effort)
     simulated: SimulatedAccuracy = validate(
         model,
         data,
@@ -193,6 +207,19 @@ def simulate(
         checkpoint=checkpoint,
     )
     return simulated
+
+
+def announce_simulations(kmaps: int, data: object, effort: Effort) -> None:
+    """Say how much there is to simulate."""
+    maps = "1 K map" if kmaps == 1 else f"{kmaps} K maps"
+    effort.announce(f"Simulating {maps}: {_examples(data)} examples, {effort.noise_seeds} noise seeds each.")
+
+
+def _examples(data: object) -> int:
+    from precalloc.network.data import as_data
+
+    examples: int = as_data(data).examples
+    return examples
 
 
 def checkpoint_of(target: Path) -> Path:

@@ -90,7 +90,7 @@ def allocate(
     chosen = source.load_hardware()
     network = source.load_network()
     with terminal.progress() as progress:
-        effort = workflow.Effort(seed, batch_size, seeds, allow_uncovered, task, output, progress)
+        effort = workflow.Effort(seed, batch_size, seeds, allow_uncovered, task, output, progress, terminal.announce)
         measured = source.load_profile(network, chosen, effort, out)
         wanted = chosen[0] if chosen else measured.hardware
         calibration, compensates = source.load_calibration(), source.compensates(wanted)

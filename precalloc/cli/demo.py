@@ -44,7 +44,10 @@ def demo(
     chosen = Hardware.load(hardware)
     model, calibration = demo_model.build(), workflow.load_examples(str(demo_model.CALIBRATION))
     with terminal.progress() as progress:
-        effort, kept = workflow.Effort(seed=seed, progress=progress), out / workflow.PROFILE_FILE
+        effort, kept = (
+            workflow.Effort(seed=seed, progress=progress, announce=terminal.announce),
+            out / workflow.PROFILE_FILE,
+        )
         profile = workflow.measure(model, "precalloc demo", calibration, chosen, effort, workflow.checkpoint_of(kept))
         profile.save(kept)
         wanted = (chosen, str(granularity), chosen.digital_biases, None)

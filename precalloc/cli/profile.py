@@ -12,12 +12,16 @@ from precalloc.cli.options import (
     BatchSize,
     Calibration,
     HardwareName,
+    Json,
     Model,
     OutputName,
+    Quiet,
     Seed,
     TaskName,
+    Verbose,
     Weights,
 )
+from precalloc.cli.terminal import Terminal
 
 
 def profile(
@@ -31,18 +35,31 @@ def profile(
     seed: Seed = 0,
     batch_size: BatchSize = 32,
     allow_uncovered: AllowUncovered = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure how much noise on each layer costs; run again after an interruption to resume."""
     from precalloc import workflow
-    from precalloc.console import progress_bars
     from precalloc.hardware import Hardware
 
+    terminal = Terminal(quiet, as_json, verbose)
     chosen = Hardware.load(hardware)
     network, examples = workflow.load(model, weights), workflow.load_examples(data)
-    with progress_bars() as progress:
+    with terminal.progress() as progress:
         effort = workflow.Effort(
-            seed, batch_size, allow_uncovered=allow_uncovered, task=task, output=output, progress=progress
+            seed,
+            batch_size,
+            allow_uncovered=allow_uncovered,
+            task=task,
+            output=output,
+            progress=progress,
+            announce=terminal.announce,
         )
         measured = workflow.measure(network, model, examples, chosen, effort, workflow.checkpoint_of(out))
     measured.save(out)
-    typer.echo(f"{len(measured.sites)} sites of {measured.provenance.examples} examples: {out}")
+    examples_used = measured.provenance.examples
+    terminal.say(f"{len(measured.sites)} sites of {examples_used} examples: {out}")
+    terminal.result(
+        {"profile": str(out), "sites": len(measured.sites), "macs": measured.macs, "examples": examples_used}
+    )

@@ -96,7 +96,7 @@ def sweep(
     network = source.load_network()
     granularities = ("layer", "channel") if granularity is Granularities.BOTH else (granularity.value,)
     with terminal.progress() as progress:
-        effort = workflow.Effort(seed, batch_size, seeds, allow_uncovered, task, output, progress)
+        effort = workflow.Effort(seed, batch_size, seeds, allow_uncovered, task, output, progress, terminal.announce)
         measured = source.load_profile(network, chosen, effort, out, reuse=True)
         chosen = chosen or (measured.hardware,)
         allocations = sweep_allocations(measured, budgets, chosen, granularities, seed=seed, choices=decided)

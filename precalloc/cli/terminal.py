@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from precalloc.progress import Progress, silent
+from precalloc.records import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+_log = logging.getLogger(__name__)
 
 
 class Terminal:
@@ -24,13 +28,16 @@ class Terminal:
 
     def __init__(self, quiet: bool = False, as_json: bool = False, verbose: bool = False) -> None:
         self._quiet, self._as_json = quiet, as_json
-        if verbose:
-            _log_to_standard_error()
+        _show_log(verbose)
 
     def announce(self, text: str) -> None:
-        """Say which work is coming."""
-        if not self._quiet:
-            typer.echo(text, err=True)
+        """Say on a terminal, as progress is shown, which work is coming."""
+        from precalloc.console import error_console
+
+        _log.info(text)
+        console = error_console()
+        if console.is_terminal and not self._quiet:
+            console.print(text, markup=False)
 
     def progress(self) -> AbstractContextManager[Progress]:
         """Show progress bars on a terminal."""
@@ -53,9 +60,23 @@ class Terminal:
     def result(self, record: dict[str, Any]) -> None:
         """Give programs the result: one line of JSON."""
         if self._as_json:
-            typer.echo(json.dumps(record, allow_nan=False))
+            typer.echo(json.dumps(plain(record), allow_nan=False))
 
 
-def _log_to_standard_error() -> None:
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("precalloc").setLevel(logging.DEBUG)
+class _StandardError(logging.Handler):
+    """Writes to what standard error is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        typer.echo(self.format(record), err=True)
+
+
+def _show_log(verbose: bool) -> None:
+    """Show what precalloc logs on standard error, or leave it to whoever configured logging."""
+    logger = logging.getLogger("precalloc")
+    logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, _StandardError)]
+    logger.setLevel(logging.DEBUG if verbose else logging.NOTSET)
+    if verbose:
+        handler = _StandardError()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)

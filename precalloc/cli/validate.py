@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from precalloc.cli.options import BatchSize, Evaluation, Model, NoiseSeeds, OutputName, Seed, TaskName, Weights
+from precalloc.cli.options import (
+    BatchSize,
+    Evaluation,
+    Json,
+    Model,
+    NoiseSeeds,
+    OutputName,
+    Quiet,
+    Seed,
+    TaskName,
+    Verbose,
+    Weights,
+)
+from precalloc.cli.terminal import Terminal
 
 
 def validate(
@@ -20,15 +33,22 @@ def validate(
     output: OutputName = None,
     seed: Seed = 0,
     batch_size: BatchSize = 32,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Simulate the accuracy and the loss of a K map under noise."""
     from precalloc import workflow
-    from precalloc.console import progress_bars, simulation_table, standard_console
+    from precalloc.console import simulation_table
     from precalloc.kmaps import KMap
 
+    terminal = Terminal(quiet, as_json, verbose)
     repetitions = KMap.load(kmap)
     network, examples = workflow.load(model, weights), workflow.load_examples(data)
-    with progress_bars() as progress:
-        effort = workflow.Effort(seed, batch_size, seeds, task=task, output=output, progress=progress)
+    with terminal.progress() as progress:
+        effort = workflow.Effort(
+            seed, batch_size, seeds, task=task, output=output, progress=progress, announce=terminal.announce
+        )
         simulated = workflow.simulate(network, examples, repetitions, effort, workflow.checkpoint_of(kmap))
-    standard_console().print(simulation_table(simulated))
+    terminal.show(simulation_table(simulated))
+    terminal.result({"kmap": str(kmap), "simulated": simulated.to_record()})

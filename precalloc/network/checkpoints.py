@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,8 @@ from precalloc.profiles import write_npz
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 _SECONDS_BETWEEN = 20.0
+
+_log = logging.getLogger(__name__)
 
 
 class Checkpoint:
@@ -44,6 +47,7 @@ class Checkpoint:
             return
         saved = self._load(self._path)
         if saved is not None:
+            _log.info("going on from %s", self._path)
             restore(saved)
         try:
             yield

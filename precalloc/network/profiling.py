@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from precalloc.network.state import untouched
 from precalloc.network.tasks import Task, resolve_task
 from precalloc.profiles import Profile, Provenance
 from precalloc.progress import Progress, silent
+
+_log = logging.getLogger(__name__)
 
 
 def profile(
@@ -100,6 +103,7 @@ def profile(
         judged = resolve_task(task, model, first, forward_fn, loss_fn, metric_fn, output)
         ready, _ = fold_batch_norm(model, lambda m: judged.forward.run(m, first))
         found = survey(ready, first, judged.forward)
+        _log.info("%s: %d sites, %d uncovered operators", judged.name, len(found.counts), len(found.uncovered))
         require_coverage(found.counts, found.uncovered, allow_uncovered)
         clean = require_deterministic(ready, first, judged.forward)
         judged.require_sound(clean, first)
@@ -153,6 +157,7 @@ def _run(model: nn.Module, data: Data, measurement: Measurement, keeper: Checkpo
         if index < measurement.totals["batches"]:
             continue
         measurement.take(model, batch)
+        _log.debug("batch %d measured", index)
         keeper.offer(measurement.state)
         progress(int(measurement.totals["examples"]), data.examples, "profiling")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,6 +27,8 @@ from precalloc.network.tasks import Task
 from precalloc.progress import Progress, silent
 
 Values = npt.NDArray[np.float64]
+
+_log = logging.getLogger(__name__)
 
 
 def validate(
@@ -111,6 +114,7 @@ class _Simulation:
 
             self._outcomes.append(self._judge(injector, report))
             keeper.offer(self.state)
+            _log.debug("noise seed %d simulated", self._seed + index)
 
     def _judge(self, handler: ProductHandler | None, report: Callable[[int], None] = _ignore) -> Values:
         """Run all examples; the first, noiseless time sets the references."""
