@@ -1,9 +1,11 @@
 """Every network of the zoo through `sites`, `profile`, `allocate` and `validate`; MACs, seconds and memory.
 
 Each network runs in processes of its own. Prints: sites, MACs per inference, published MACs; what the flop counter of
-torch counts beside (products that stay digital, recurrent kernels that it does not see); seconds of the profile over
-those of the clean forward of the same data in the same batches (both once, on the threads that torch takes); peak
-resident memory of the process that profiled. Run: python -m benchmarks.bench_models [NAME ...]
+torch counts beside (products that stay digital, recurrent kernels that it does not see); processor seconds of the
+profile over those of the clean forward of the same data in the same batches (both once; processor time, since others
+may share the machine); resident memory before the profile and at its peak.
+
+Run: python -m benchmarks.bench_models [NAME ...]
 """
 
 from __future__ import annotations
@@ -40,16 +42,16 @@ def measure(name: str) -> dict[str, object]:
     # Attention as its two products, which is how torch itself computes it without a fused kernel.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(*small.values()) if "x" in small else model(**small)
-    start = time.perf_counter()
+    start = time.process_time()
     with torch.no_grad():
         for first in range(0, entry.examples, entry.batch_size):
             part = {key: value[first : first + entry.batch_size] for key, value in batch.items()}
             model(*part.values()) if "x" in part else model(**part)
-    forward = time.perf_counter() - start
+    forward = time.process_time() - start
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    start = time.perf_counter()
+    start = time.process_time()
     measured = profile(model, inputs, Hardware.load(HARDWARE), batch_size=entry.batch_size, task=entry.task)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert all(np.isfinite(values).all() for values in measured.damage.values())
     return {
         "sites": len(report.sites),

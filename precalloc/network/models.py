@@ -118,18 +118,27 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
+# Modules whose kernels take packed weights, unseen by the interception.
+_PACKED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
+
+
 def check_model(model: nn.Module) -> None:
     """Refuse what cannot be intercepted or measured.
 
     Raises
     ------
     ModelError
-        If the model is compiled or scripted, or a weight is NaN or infinite.
+        If the model is compiled, scripted or quantised, or a weight is NaN or infinite.
     """
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ModelError(
                 f"Module '{name}' is scripted, which hides its products. Pass the module it was scripted from."
+            )
+        if type(module).__module__.startswith(_PACKED):
+            raise ModelError(
+                f"Module '{name}' ({type(module).__name__}) is quantised with packed weights, which hides its "
+                "products. Pass the network before its conversion, in floating point or with fake quantisation."
             )
         if hasattr(module, "_orig_mod"):
             raise ModelError(f"Module '{name}' is compiled, which hides its products. Pass its '_orig_mod'.")

@@ -216,11 +216,6 @@ OPAQUE_OPERATORS = frozenset(
         "smm",
         "lstm",
         "gru",
-        *(
-            f"quantized::{name}"
-            for name in ("linear", "linear_relu", "linear_dynamic", "linear_relu_dynamic", "matmul")
-        ),
-        *(f"quantized::conv{n}d{relu}" for n in (1, 2, 3) for relu in ("", "_relu")),
     }
 )
 

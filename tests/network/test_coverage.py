@@ -523,10 +523,19 @@ def test_half_precision_weights(dtype):
 
 
 UNCOVERED = {
+    "conv_tbc": lambda x, w: torch.conv_tbc(x, w.expand(2, 3, 3), w[0]),
     "cdist": lambda x, w: torch.cdist(x, w.expand(N, 3, 3)),
     "_sparse_mm": lambda x, w: torch.sparse.mm(w.to_sparse(), x[0]),
     "cov": lambda x, w: torch.cov(x[0]) + w,
 }
+
+
+@pytest.mark.filterwarnings("ignore")  # torch announces the successor of its quantisation
+def test_quantised_modules_are_refused():
+    model = initialised(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4)), seed=1)
+    quantised = quantization.quantize_dynamic(model, {nn.Linear})
+    with pytest.raises(ModelError, match=r"'0' \(Linear\) is quantised with packed weights.*before its conversion"):
+        sites(quantised, normal(2, N, 3))
 
 
 @pytest.mark.parametrize("name", UNCOVERED)
