@@ -44,11 +44,15 @@ class Effort:
     output: str | None = None
     progress: Progress = silent
     announce: Callable[[str], None] = _tell_nobody
+    estimator: str = "curvature"
+    learn_budget: str | None = None
 
     @property
     def measurement_options(self) -> str:
         """What a profile depends on beside model, data and hardware."""
-        return f"{__version__} {self.seed} {self.batch_size} {self.allow_uncovered} {self.task} {self.output}"
+        return f"{__version__} {self.seed} {self.batch_size} {self.allow_uncovered} {self.task} {self.output}" + (
+            "" if self.estimator == "curvature" else f" {self.estimator} {self.learn_budget}"
+        )
 
     def telling(self, progress: Progress) -> Effort:
         """The same effort, with another one told of progress, and work that is announced as a whole."""
@@ -59,6 +63,7 @@ def measure(
     model: nn.Module, name: str, data: object, hardware: Hardware, effort: Effort, checkpoint: Path | None = None
 ) -> Profile:
     """Profile a model; an interrupted run goes on from ``checkpoint``."""
+    from precalloc.network.estimators import choose_estimator
     from precalloc.network.profiling import profile
 
     kinds = ", ".join(hardware.kinds)
@@ -72,6 +77,7 @@ def measure(
         seed=effort.seed,
         batch_size=effort.batch_size,
         allow_uncovered=effort.allow_uncovered,
+        estimator=choose_estimator(effort.estimator, effort.learn_budget),
         name=name,
         progress=effort.progress,
         checkpoint=checkpoint,
@@ -165,6 +171,27 @@ def compensate(
         checkpoint=checkpoint_of(directory / "compensation"),
     )
     return corrected
+
+
+def refine(
+    model: nn.Module, data: object, profile: Profile, allocation: Allocation, effort: Effort, directory: Path
+) -> Allocation:
+    """Refine an allocation under its own noise, and note what that won; an interrupted run goes on."""
+    from precalloc.network.refinement import refine as improve
+
+    refined: Allocation = improve(
+        model,
+        data,
+        profile,
+        allocation,
+        task=effort.task,
+        output=effort.output,
+        seed=effort.seed,
+        progress=effort.progress,
+        checkpoint=checkpoint_of(directory / "refinement"),
+    )
+    assert refined.refinement is not None
+    return refined.with_notes(refined.refinement.describe())
 
 
 def validate_both(

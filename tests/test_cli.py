@@ -59,6 +59,7 @@ def test_allocate_writes_its_results(profile_file, arguments):
         (("--budget", "15x", "--validate", "eval.npz"), "give MODEL"),
         (("--budget", "15x", "--data", "calib.npz"), "either --profile or --data"),
         (("--budget", "15x", "--compensate"), "--compensate simulates the model"),
+        (("--budget", "15x", "--refine"), "--refine runs the model"),
     ],
 )
 def test_mistakes_exit_with_2_and_one_line(profile_file, arguments, expected):

@@ -22,6 +22,7 @@ from precalloc.cli.options import (
     BatchSize,
     Calibrate,
     Compensate,
+    EstimatorName,
     Json,
     NoiseSeeds,
     OneGranularity,
@@ -32,6 +33,7 @@ from precalloc.cli.options import (
     OutputName,
     ProfileFile,
     Quiet,
+    Refine,
     Seed,
     TaskName,
     Verbose,
@@ -56,6 +58,8 @@ def allocate(
     granularity: OneGranularity = Granularity.LAYER,
     compensate: Compensate = None,
     calibrate: Calibrate = None,
+    refine: Refine = False,
+    estimator: EstimatorName = "curvature",
     validate: Annotated[str | None, typer.Option(help="Other data to simulate on; needs MODEL.")] = None,
     seeds: NoiseSeeds = 8,
     task: TaskName = None,
@@ -83,14 +87,24 @@ def allocate(
         raise BudgetError("Give either --budget, such as '15x', or --max-drop, such as 0.02.")
     terminal = Terminal(quiet, as_json, verbose)
     decided = read_choices(include, exclude, fix, tie, k_min, k_max, digital_energy, choices)
-    source = Source(
-        model, data, profile, weights, () if hardware is None else (hardware,), validate, compensate, calibrate
-    )
+    named = () if hardware is None else (hardware,)
+    source = Source(model, data, profile, weights, named, validate, compensate, calibrate, refine)
     source.check()
     chosen = source.load_hardware()
     network = source.load_network()
     with terminal.progress() as progress:
-        effort = workflow.Effort(seed, batch_size, seeds, allow_uncovered, task, output, progress, terminal.announce)
+        effort = workflow.Effort(
+            seed,
+            batch_size,
+            seeds,
+            allow_uncovered,
+            task,
+            output,
+            progress,
+            terminal.announce,
+            estimator=estimator,
+            learn_budget=budget,
+        )
         measured = source.load_profile(network, chosen, effort, out)
         wanted = chosen[0] if chosen else measured.hardware
         calibration, compensates = source.load_calibration(), source.compensates(wanted)
@@ -109,6 +123,9 @@ def allocate(
         )
         if compensates:
             allocation = workflow.compensate(network, calibration, allocation, effort, out)
+        if refine:
+            assert network is not None
+            allocation = workflow.refine(network, calibration, measured, allocation, effort, out)
         if validate is not None:
             assert network is not None
             allocation = workflow.validate_both(network, workflow.load_examples(validate), allocation, effort, out)

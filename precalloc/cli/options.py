@@ -48,6 +48,15 @@ Calibrate = Annotated[
     bool | None,
     typer.Option(help="Simulate a few K maps so that predictions hold; by default where MODEL and --data are given."),
 ]
+EstimatorName = Annotated[
+    str,
+    typer.Option(
+        help="curvature (one pass), forward (noise at one layer at a time), or learned (the paper's, for the budget)."
+    ),
+]
+Refine = Annotated[
+    bool, typer.Option("--refine/--no-refine", help="Improve K under its own noise; needs MODEL and --data.")
+]
 AllowUncovered = Annotated[bool, typer.Option("--allow-uncovered", help="Go on where MACs belong to no site.")]
 OutFolder = Annotated[Path, typer.Option(help="Folder for the results.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]

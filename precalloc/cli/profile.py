@@ -11,6 +11,7 @@ from precalloc.cli.options import (
     AllowUncovered,
     BatchSize,
     Calibration,
+    EstimatorName,
     HardwareName,
     Json,
     Model,
@@ -35,6 +36,8 @@ def profile(
     seed: Seed = 0,
     batch_size: BatchSize = 32,
     allow_uncovered: AllowUncovered = False,
+    estimator: EstimatorName = "curvature",
+    budget: Annotated[str | None, typer.Option(help="That 'learned' learns for, such as '15x'.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -55,6 +58,8 @@ def profile(
             output=output,
             progress=progress,
             announce=terminal.announce,
+            estimator=estimator,
+            learn_budget=budget,
         )
         measured = workflow.measure(network, model, examples, chosen, effort, workflow.checkpoint_of(out))
     measured.save(out)

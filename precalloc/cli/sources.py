@@ -32,6 +32,7 @@ class Source:
     validate: str | None
     compensate: bool | None = False
     calibrate: bool | None = False
+    refine: bool = False
 
     def check(self) -> None:
         """Refuse arguments that do not fit together.
@@ -49,8 +50,10 @@ class Source:
             raise ModelError("--compensate simulates the model on its calibration data: give MODEL and --data as well.")
         if self.calibrate and (self.model is None or self.data is None):
             raise ModelError("--calibrate simulates the model on its calibration data: give MODEL and --data as well.")
-        used = self.model is not None and (self.compensate is not False or self.calibrate is not False)
-        if self.profile is not None and self.data is not None and not used:
+        if self.refine and (self.model is None or self.data is None):
+            raise ModelError("--refine runs the model on its calibration data: give MODEL and --data as well.")
+        simulates = self.compensate is not False or self.calibrate is not False or self.refine
+        if self.profile is not None and self.data is not None and not (self.model is not None and simulates):
             raise ModelError("Give either --profile or --data: the profile already holds what calibration data tells.")
         if self.validate is not None and self.model is None:
             raise ModelError("--validate simulates the model: give MODEL as well.")

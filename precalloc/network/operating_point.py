@@ -99,7 +99,8 @@ def batch_sensitivity(
     Parameters
     ----------
     kmap
-        The operating point. Sites with one K for all channels are told apart by channel all the same.
+        The operating point, bias corrections included. Sites with one K for all channels are told apart by channel
+        all the same.
     slots
         Where each site's channels stand.
     seed

@@ -7,6 +7,10 @@ one batch, joins it to what earlier steps saw with weights that decay, solves th
 the dual), and goes half of the way there in log K. Where damage is s_u / K_u the first step is the last; where noise is
 strong it is not.
 
+Where the start is compensated (`precalloc.network.compensation`) so is every K on the way: corrections are estimated
+anew after every step, and sensitivities are those that compensation leaves. Corrections of another K would do harm:
+with less noise than they are for they overcorrect, and more K would seem to be worse.
+
 What a few hundred examples say is uncertain, so estimates are drawn towards what is known before: a site's towards its
 curvature, times the factor that sites have in common (second-order damage misses much the same everywhere); a channel's
 towards its share of its site's curvature.
@@ -29,6 +33,8 @@ from precalloc.budgets import Budget, BudgetKind
 from precalloc.errors import DataError, ProfileError
 from precalloc.kmaps import KMap
 from precalloc.network.checkpoints import Arrays, Checkpoint
+from precalloc.network.compensation import Effort as CorrectionEffort
+from precalloc.network.compensation import compensate, estimate
 from precalloc.network.criteria import LossFn, MetricFn
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.data import Data, as_data, data_hash
@@ -37,6 +43,7 @@ from precalloc.network.forward import ForwardFn, model_device
 from precalloc.network.models import check_model, model_hash
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operating_point import Judged, References, batch_sensitivity, noisy_values
+from precalloc.network.preparation import TaskChoices
 from precalloc.network.splitting import hold_out
 from precalloc.network.state import derived_seed, untouched
 from precalloc.network.tasks import Task, resolve_task
@@ -54,6 +61,8 @@ _DAMPING = 0.5
 # Of the prior: an estimate may be negative by chance, a sensitivity hardly.
 _LEAST = 0.02
 _CHECK_EXAMPLES = 600
+# What the corrections of each step are estimated from.
+_CORRECTION_DRAWS, _CORRECTION_EXAMPLES = 2, 64
 
 
 def refine(
@@ -128,6 +137,9 @@ def refine(
         with keeper.running(descent.state, descent.restore):
             descent.go(progress, keeper)
         refined = descent.allocation()
+        if allocation.bias_corrections:
+            corrected = compensate(model, source, refined.kmap(), task=judged, seed=seed, batch_size=batch_size)
+            refined = refined.with_bias_corrections(corrected.bias_corrections, allocation.uniform.bias_corrections)
         seen = _compare(ready, judged, held_out, [allocation.kmap(), refined.kmap()], draws, seed, steps)
     return replace(refined if seen.kept else allocation, refinement=seen)
 
@@ -167,6 +179,7 @@ class _Descent:
         self._curvature = Objective.of(profile, start.hardware, Granularity.CHANNEL).damage
         self._k = start.repetitions
         self._seen: list[FloatArray] = []
+        self._corrections = dict(start.bias_corrections)
 
     def go(self, progress: Progress, keeper: Checkpoint) -> None:
         """Take the steps that are not done yet."""
@@ -180,6 +193,8 @@ class _Descent:
             self._seen.append(total / float(judged.weight.sum()))
             if len(self._seen) >= _SETTLING:
                 self._step()
+                if self._corrections:
+                    self._correct()
             keeper.offer(self.state)
             progress(len(self._seen), self.effort.steps, "refining")
 
@@ -190,6 +205,11 @@ class _Descent:
         relaxed = Problem(damage, problem.cost, budget, *bounds, "continuous", ties=problem.ties)
         self._k = self._k ** (1.0 - _DAMPING) * solve(relaxed).k ** _DAMPING
 
+    def _correct(self) -> None:
+        effort = CorrectionEffort(_CORRECTION_DRAWS, self.effort.seed, _CORRECTION_EXAMPLES, self.effort.batch_size)
+        found = estimate(self._model, self._data, self._kmap(), TaskChoices(self._task), effort)
+        self._corrections = dict(found.corrections)
+
     @property
     def _is_layer(self) -> bool:
         return self._start.granularity is Granularity.LAYER
@@ -197,7 +217,7 @@ class _Descent:
     def _kmap(self) -> KMap:
         units = self._allocator.objective.site_of_unit
         by_site = {site.name: self._k[units == index] for index, site in enumerate(self._profile.sites)}
-        return replace(self._start.kmap(), repetitions=by_site)
+        return replace(self._start.kmap(), repetitions=by_site, bias_corrections=self._corrections)
 
     def _sensitivity(self) -> FloatArray:
         """Local sensitivities (channels,) from all batches so far and from the curvature."""
@@ -224,11 +244,13 @@ class _Descent:
 
     def state(self) -> Arrays:
         """What was seen so far, and where it led."""
-        return {"seen": np.array(self._seen).reshape(-1, self._slots.total), "k": self._k}
+        corrections = {f"correction/{site}": values for site, values in self._corrections.items()}
+        return {"seen": np.array(self._seen).reshape(-1, self._slots.total), "k": self._k, **corrections}
 
     def restore(self, arrays: Arrays) -> None:
         """Go on after the finished steps."""
         self._seen, self._k = list(arrays["seen"]), arrays["k"]
+        self._corrections = {site: arrays[f"correction/{site}"] for site in self._corrections}
 
 
 def decayed_mean(values: FloatArray, decay: float) -> tuple[FloatArray, FloatArray]:

@@ -21,9 +21,10 @@ from networks import (
 from torch import nn
 from torch.nn import functional as F
 
-from precalloc import allocate, profile, refine
+from precalloc import allocate, compensate, profile, refine
 from precalloc.errors import DataError, ProfileError
 from precalloc.kmaps import KMap
+from precalloc.network.criteria import Regression
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.data import Batch, as_data
 from precalloc.network.noise import NoiseInjector
@@ -199,3 +200,28 @@ def test_decayed_means_and_precisions_by_hand():
     assert draw_towards(np.array([4.0]), np.array([1.0]), np.array([1.0]), np.array([1.0])) == pytest.approx(2.5)
     assert draw_towards(np.array([-9.0]), np.array([1.0]), np.array([1.0]), np.array([1.0])) == pytest.approx(0.02)
     assert draw_towards(*np.zeros((4, 1))) == 0.0
+
+
+def test_a_compensated_start_is_refined_with_corrections_at_work():
+    model, x, fresh = initialised(Pooled(), seed=2), normal(3, 240, 1, 68), normal(4, 200, 1, 68)
+    chip = dataclasses.replace(hardware((THERMAL,), levels={THERMAL: 0.05}), digital_biases=True)
+    data = {"x": x, "y": model(x).detach()}  # squared error surely gains from means that are right
+    found = profile(model, data, chip, margins=0)
+    skewed = found.damage[THERMAL] * np.where(found.site_of_channel == 0, 1e-3, 1.0)
+    wrong = dataclasses.replace(found, damage={THERMAL: skewed})
+    start = compensate(model, data, allocate(wrong, "4x", hardware=chip))
+    assert start.bias_corrections
+    refined = refine(model, data, wrong, start)
+    assert refined.refinement.kept
+    assert not np.array_equal(refined.bias_corrections["filters"], start.bias_corrections["filters"])
+    assert set(refined.bias_corrections) == set(start.bias_corrections)
+    judged = Judged.of(model, Task(Regression()), Batch({"x": fresh}, model(fresh).detach()))
+    losses = [
+        [
+            noisy_values(model, Task(Regression()), judged, NoiseInjector.of(plan.kmap(), seed, CPU))[0].mean()
+            for seed in range(40)
+        ]
+        for plan in (start, refined)
+    ]
+    gain = np.subtract(*losses)
+    assert gain.mean() > Z * gain.std() / len(gain) ** 0.5

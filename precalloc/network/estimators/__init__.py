@@ -8,7 +8,12 @@ from precalloc.network.estimators.learned import Learned
 
 Estimator = str | Forward | Learned
 
-__all__ = ["Estimator", "Forward", "Learned", "resolve_estimator"]
+__all__ = ["Estimator", "Forward", "Learned", "choose_estimator", "resolve_estimator"]
+
+
+def choose_estimator(name: str, budget: str | None = None) -> Estimator:
+    """Estimator by name; learning is for a budget."""
+    return Learned(budget) if name == "learned" and budget is not None else name
 
 
 def resolve_estimator(estimator: Estimator) -> Forward | Learned | None:
@@ -26,5 +31,5 @@ def resolve_estimator(estimator: Estimator) -> Forward | Learned | None:
     if estimator == "forward":
         return Forward()
     if estimator == "learned":
-        raise ProfileError("Learning is for one budget: give estimator=Learned(budget='15x'), or --learn-budget.")
+        raise ProfileError("Learning is for one budget: give estimator=Learned(budget='15x'), or --budget.")
     raise ProfileError(f"Estimator {estimator!r} is unknown. Choose curvature, forward or learned.")

@@ -1,0 +1,328 @@
+"""Least energy for an accuracy drop of at most 1 and 2 points: uniform K, the paper's learning, and precalloc.
+
+Every method chooses K on the calibration data alone. Its accuracy is simulated on the evaluation data, less the
+examples that are in the calibration data too, on a ladder of budgets that is climbed until drops on both sides of both
+wanted ones are seen. Drops are interpolated over log energy, the running minimum from the left,
+and the least energy is given relative to that of uniform K. Its 95 % interval is a bootstrap over examples and noise
+draws, paired: all methods see the same resampled examples and draws. Seconds are of one thread's CPU: for precalloc
+profile, allocation and refinement of one budget; for the paper's method its learning.
+
+The paper's method (`precalloc.network.estimators.learned`, penalty variant) learns for one budget; at the others the
+ratios of its K are kept. Compensated methods have bias corrections on top, precalloc's refinement with them at work.
+
+K is integer on the crossbars and continuous with homodyne detection, as the presets say. Needs the fixtures, by default
+in ``../shared/fixtures`` beside the repository. Whatever was measured is kept in the file of ``--results``, and a run
+with the same file goes on from there:
+
+    python benchmarks/bench_least_energy.py --results FILE [--cases kws-dscnn:shot] [--methods uniform precalloc-layer]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import precalloc
+from precalloc.allocation import Allocation
+from precalloc.errors import BudgetError
+from precalloc.network.compensation import compensate
+from precalloc.network.data import ArrayData
+from precalloc.network.data_files import load_data
+from precalloc.network.estimators import Learned
+from precalloc.network.forward import model_device
+from precalloc.network.models import load_model
+from precalloc.network.noise import NoiseInjector
+from precalloc.network.operating_point import Judged, noisy_values
+from precalloc.network.state import untouched
+from precalloc.network.tasks import Task
+from precalloc.workflow import require_fresh
+
+DEFAULT_FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
+PRESETS = {"thermal": "crossbar-thermal", "weight": "crossbar-weight", "shot": "homodyne-1550nm"}
+# Where the ladders start and the paper's method learns, in mean repetitions.
+CASES = {
+    ("kws-dscnn", "shot"): 30.0,
+    ("kws-dscnn", "thermal"): 40.0,
+    ("kws-dscnn", "weight"): 32.0,
+    ("cifar10-resnet20", "shot"): 15.0,
+    ("cifar10-resnet20", "thermal"): 4.0,
+    ("cifar10-resnet20", "weight"): 12.0,
+    ("sst2-minilm", "shot"): 4.0,
+    ("sst2-minilm", "thermal"): 4.0,
+    ("sst2-minilm", "weight"): 4.0,
+}
+METHODS = tuple(
+    f"{method}{compensated}"
+    for compensated in ("", "+compensated")
+    for method in ("uniform", "paper-layer", "paper-channel", "precalloc-layer", "precalloc-channel")
+)
+RUNG = 1.4
+RUNGS = 12
+DROPS = (0.01, 0.02)
+SEED = 1000
+
+
+_STDERR = Console(stderr=True)
+
+
+def report(line: str) -> None:
+    """Tell how far the run is."""
+    _STDERR.print(line, highlight=False)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured."""
+
+    calibration: int
+    examples: int
+    seeds: int
+    learning_steps: int
+
+
+class Results:
+    """Records of what was measured, one a line of JSON; a run goes on from the file of an earlier one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.folder = path, path.with_suffix(".profiles")
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self._known = {json.dumps(entry["key"]): entry["value"] for entry in map(json.loads, lines)}
+
+    def get(self, key: list[object], measure) -> dict:
+        """Look a measurement up, or make and keep it."""
+        name = json.dumps(key)
+        if name not in self._known:
+            self._known[name] = json.loads(json.dumps(measure()))
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "value": self._known[name]}) + "\n")
+        return self._known[name]
+
+
+def without(evaluation: ArrayData, calibration: ArrayData) -> ArrayData:
+    """Leave out the examples of an evaluation set that are in the calibration set as well."""
+
+    def digests(data: ArrayData) -> list[str]:
+        rows = zip(*(np.asarray(value) for value in data.inputs.values()), strict=True)
+        return [hashlib.sha256(b"".join(part.tobytes() for part in row)).hexdigest() for row in rows]
+
+    known = set(digests(calibration))
+    fresh = np.array([digest not in known for digest in digests(evaluation)])
+    if not fresh.all():
+        report(f"{int((~fresh).sum())} evaluation examples are in the calibration data too and are left out")
+    kept = torch.from_numpy(np.flatnonzero(fresh))
+    return ArrayData({name: value[kept] for name, value in evaluation.inputs.items()}, evaluation.labels[kept])
+
+
+def first(data: ArrayData, count: int) -> ArrayData:
+    """The first examples."""
+    return ArrayData({name: value[:count] for name, value in data.inputs.items()}, data.labels[:count])
+
+
+class Case:
+    """One network under one noise."""
+
+    def __init__(self, fixtures: Path, fixture: str, noise: str, effort: Effort, results: Results) -> None:
+        folder = fixtures / fixture
+        self.fixture, self.noise, self.effort, self.results = fixture, noise, effort, results
+        self.model = load_model(f"{folder / 'model.py'}:build")
+        self.calibration = first(load_data(str(folder / "calib.npz")), effort.calibration)
+        self.evaluation = without(first(load_data(str(folder / "eval.npz")), effort.examples), self.calibration)
+        self.hardware = precalloc.Hardware.load(PRESETS[noise])
+        self.centre = CASES[fixture, noise]
+        self._profiles: dict[str, tuple[precalloc.Profile, float]] = {}
+
+    def key(self, *rest: object) -> list[object]:
+        """Name of a measurement in the results."""
+        return [self.fixture, self.noise, self.effort.calibration, self.effort.examples, self.effort.seeds, *rest]
+
+    def profile(self, method: str) -> tuple[precalloc.Profile, float]:
+        """Profile that a method allocates by, and the seconds that it took; kept beside the results."""
+        learned = method.startswith("paper")
+        name = f"{self.fixture}-{self.noise}-{self.effort.calibration}-{method if learned else 'curvature'}"
+        if learned:
+            name = f"{name}-{self.effort.learning_steps}"
+        if name not in self._profiles:
+            path = self.results.folder / f"{name}.npz"
+            took = self.results.get(["profile", name], lambda: self._measure(method, learned, path))
+            self._profiles[name] = precalloc.Profile.load(path), took["seconds"]
+        return self._profiles[name]
+
+    def _measure(self, method: str, learned: bool, path: Path) -> dict[str, float]:
+        granularity = method.rpartition("-")[2]
+        estimator = (
+            Learned(f"{self.centre}x", granularity, steps=self.effort.learning_steps) if learned else "curvature"
+        )
+        start = time.process_time()
+        found = precalloc.profile(self.model, self.calibration, self.hardware, margins=0, estimator=estimator)
+        found.save(path)
+        return {"seconds": time.process_time() - start}
+
+    def plan(self, method: str, multiple: float) -> tuple[Allocation, float]:
+        """K map of a method at a budget, and the seconds from the profile on."""
+        name, _, compensated = method.partition("+")
+        profile, _ = self.profile("precalloc" if name == "uniform" else name)
+        granularity = "channel" if name.endswith("channel") else "layer"
+        start = time.process_time()
+        allocation = precalloc.allocate(profile, f"{multiple}x", hardware=self.hardware, granularity=granularity)
+        if compensated:
+            allocation = compensate(self.model, self.calibration, allocation)
+        if name.startswith("precalloc"):
+            allocation = precalloc.refine(self.model, self.calibration, profile, allocation)
+        return allocation, time.process_time() - start
+
+    def point(self, method: str, multiple: float) -> dict:
+        """Simulate one method at one budget; energy relative to one repetition everywhere."""
+        return self.results.get(
+            self.key(method, multiple, self.effort.learning_steps), lambda: self._point(method, multiple)
+        )
+
+    def _point(self, method: str, multiple: float) -> dict:
+        allocation, seconds = self.plan(method, multiple)
+        require_fresh(self.model, self.evaluation, allocation)
+        kmap = allocation.uniform_kmap() if method.startswith("uniform") else allocation.kmap()
+        used = allocation.uniform.energy_joule if method.startswith("uniform") else allocation.energy_joule
+        unit = allocation.uniform.energy_joule / allocation.uniform.repetitions
+        seen = allocation.refinement
+        right, clean = simulate(self.model, self.evaluation, kmap, self.effort.seeds)
+        return {
+            "energy": used / unit,
+            "lost": np.packbits(clean & ~right).tobytes().hex(),
+            "won": np.packbits(~clean & right).tobytes().hex(),
+            "seconds": seconds,
+            "refined": None if seen is None else seen.kept,
+            "drop": float(clean.mean() - right.mean()),
+        }
+
+    def drops(self, point: dict) -> np.ndarray:
+        """Clean minus noisy outcome of every draw and example, (seeds, n)."""
+        shape = self.effort.seeds, self.evaluation.examples
+        lost, won = (
+            np.unpackbits(np.frombuffer(bytes.fromhex(point[name]), np.uint8))[: shape[0] * shape[1]].reshape(shape)
+            for name in ("lost", "won")
+        )
+        return lost.astype(float) - won
+
+    def ladder(self, method: str) -> list[dict]:
+        """Simulate budgets up and down from the centre until the wanted drops are bracketed."""
+        points = {}
+        for direction in (1, -1):
+            for rung in range(0 if direction > 0 else -1, direction * RUNGS, direction):
+                try:
+                    point = self.point(method, round(self.centre * RUNG**rung, 4))
+                except BudgetError:
+                    break
+                points[rung] = point
+                report(f"{self.fixture} {self.noise} {method} {point['energy']:.3g}x: drop {100 * point['drop']:.2f}")
+                if point["drop"] < 0.5 * min(DROPS) if direction > 0 else point["drop"] > 1.5 * max(DROPS):
+                    break
+        return [points[rung] for rung in sorted(points)]
+
+
+def simulate(model, data: ArrayData, kmap, seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each example is right under each noise draw, (seeds, n), and without noise, (n,)."""
+    task, device = Task(), model_device(model)
+    right, clean = [], []
+    with untouched(model):
+        injectors = [NoiseInjector.of(kmap, SEED + seed, device) for seed in range(seeds)]
+        for batch in data.batches(100):
+            judged = Judged.of(model, task, batch)
+            with torch.no_grad():
+                clean.append(task.score(task.output(model, batch), judged.reference).numpy() > 0)
+            right.append(np.stack([noisy_values(model, task, judged, each)[1] > 0 for each in injectors]))
+    return np.concatenate(right, axis=1), np.concatenate(clean)
+
+
+def least_energy(log_energy: np.ndarray, drop: np.ndarray, wanted: float) -> float:
+    """Logarithm of the least energy for a drop, by interpolation; infinite beyond the ladder's ends."""
+    falling = np.minimum.accumulate(drop)
+    reached = np.flatnonzero(falling <= wanted)
+    if len(reached) == 0:
+        return np.inf
+    at = reached[0]
+    if at == 0:
+        return -np.inf
+    part = (falling[at - 1] - wanted) / (falling[at - 1] - falling[at])
+    return float(log_energy[at - 1] + part * (log_energy[at] - log_energy[at - 1]))
+
+
+def cell(case: Case, ladders: dict[str, list[dict]], method: str, wanted: float, draws: int = 400) -> str:
+    """Least energy relative to uniform K, with its interval."""
+    curves = {
+        name: (np.log([p["energy"] for p in ladders[name]]), np.stack([case.drops(p) for p in ladders[name]]))
+        for name in {"uniform", method}
+    }
+
+    def ratio(seeds: np.ndarray, examples: np.ndarray) -> float:
+        ends = [
+            least_energy(energy, drops[:, seeds][:, :, examples].mean((1, 2)), wanted)
+            for energy, drops in (curves[method], curves["uniform"])
+        ]
+        with np.errstate(invalid="ignore", over="ignore"):
+            return float(np.exp(ends[0] - ends[1]))
+
+    shape = curves["uniform"][1].shape[1:]
+    value = ratio(np.arange(shape[0]), np.arange(shape[1]))
+    rng = np.random.default_rng(0)
+    sample = [ratio(rng.integers(shape[0], size=shape[0]), rng.integers(shape[1], size=shape[1])) for _ in range(draws)]
+    low, high = np.nanpercentile(np.nan_to_num(sample, nan=1.0), [2.5, 97.5])
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def rows(case: Case, methods: list[str]) -> list[tuple[str, ...]]:
+    """One row a method: least energies and seconds."""
+    ladders = {method: case.ladder(method) for method in dict.fromkeys(["uniform", *methods])}
+    found = []
+    for method in methods:
+        name = method.partition("+")[0]
+        own = float(np.mean([point["seconds"] for point in ladders[method]]))
+        seconds = own + (0.0 if name == "uniform" else case.profile(name)[1])
+        cells = [cell(case, ladders, method, wanted) for wanted in DROPS]
+        base = [np.exp(least_energy(*_curve(ladders["uniform"]), wanted)) for wanted in DROPS]
+        told = f" (K = {base[0]:.1f}, {base[1]:.1f})" if method == "uniform" else ""
+        found.append((case.fixture, case.noise, method + told, *cells, f"{seconds:.1f}"))
+    return found
+
+
+def _curve(ladder: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    return np.log([point["energy"] for point in ladder]), np.array([point["drop"] for point in ladder])
+
+
+def main() -> None:
+    """Measure what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fixtures", type=Path, default=DEFAULT_FIXTURES)
+    parser.add_argument("--results", type=Path, default=Path("bench-least-energy.jsonl"))
+    parser.add_argument("--cases", nargs="+", default=["kws-dscnn:shot"], help="network:noise, or 'all'")
+    parser.add_argument("--methods", nargs="+", default=["uniform", "precalloc-layer", "precalloc-channel"])
+    parser.add_argument("--calibration", type=int, default=2000, help="examples to choose K on")
+    parser.add_argument("--examples", type=int, default=5000, help="examples to simulate on")
+    parser.add_argument("--seeds", type=int, default=4, help="noise draws of each")
+    parser.add_argument("--learning-steps", type=int, default=1500)
+    arguments = parser.parse_args()
+    if not arguments.fixtures.is_dir():
+        print(f"Skipped: no fixtures in {arguments.fixtures}; give their folder with --fixtures.")
+        return
+    cases = list(CASES) if arguments.cases == ["all"] else [tuple(name.split(":")) for name in arguments.cases]
+    methods = list(METHODS) if arguments.methods == ["all"] else arguments.methods
+    effort = Effort(arguments.calibration, arguments.examples, arguments.seeds, arguments.learning_steps)
+    table = Table(title=f"least energy relative to uniform K; {effort}, 95 % intervals")
+    for column in ("network", "noise", "method", "drop <= 1", "drop <= 2", "CPU s"):
+        table.add_column(column, no_wrap=True)
+    for fixture, noise in cases:
+        for row in rows(Case(arguments.fixtures, fixture, noise, effort, Results(arguments.results)), methods):
+            table.add_row(*row)
+    Console(width=130).print(table)
+
+
+if __name__ == "__main__":
+    main()
