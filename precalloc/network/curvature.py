@@ -8,14 +8,16 @@ to second order,
 with labels t drawn from the model's own predictive distribution (Martens 2020, "New insights and perspectives on the
 natural gradient method", section 9); `precalloc.network.criteria` has the like for other losses. One forward and one
 backward pass give h for every product at once. Noise on a weight w needs (d loss / d w)^2 per example; with every
-example's loss multiplied by a random sign, the square of the batch gradient is unbiased for the sum of the examples'
-squares.
+example's loss multiplied by a random sign, the square of the summed gradient is unbiased for the sum of the examples'
+squares. The sum runs over blocks of examples that the batch size does not change: the gradients of a block's batches
+are added up before they are squared.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 
 from precalloc.hardware import NoiseKind
-from precalloc.network.observation import Call
+from precalloc.network.observation import Call, Layout, per_example
 from precalloc.network.operators import widened
 from precalloc.profiles import FloatArray
 
@@ -62,35 +64,107 @@ class ChannelSlots:
         return slice(self.start[site], self.start[site] + self.channels[site])
 
 
-def curvature_terms(
-    loss: Tensor, calls: Sequence[Call], slots: ChannelSlots, kinds: Sequence[NoiseKind]
-) -> dict[NoiseKind, Tensor]:
-    """Sum over a batch of (unit variance x squared gradient) per channel, without the channels' own constants.
+@dataclass(frozen=True)
+class CurvatureTerms:
+    """(Unit variance x squared gradient) of one batch, without the channels' own constants.
 
-    Returns
-    -------
-    kind -> (channels,)
-        Thermal: sum of g^2. Shot: sum of g^2 ||x||^2 (times ||w||^2 / D where w is an activation). Weight: sum of
-        (d loss / d w)^2 over each channel's weights.
+    Parameters
+    ----------
+    outputs : kind -> (examples, channels)
+        Thermal: sum of g^2 over a channel's outputs. Shot: sum of g^2 ||x||^2 (times ||w||^2 / D where w is an
+        activation).
+    operands : (channels,)
+        Weight noise on activations: sum of (d loss / d w)^2, every example having operands of its own.
+    weights : (site, index of the weight among the site's) -> (channels, row length)
+        Signed sum over the examples of d loss / d w, to be squared when the block is complete.
     """
+
+    outputs: dict[NoiseKind, FloatArray]
+    operands: FloatArray
+    weights: dict[tuple[str, int], Tensor]
+
+
+def curvature_terms(
+    loss: Tensor,
+    calls: Sequence[Call],
+    layouts: Mapping[str, Layout],
+    examples: int,
+    slots: ChannelSlots,
+    kinds: Sequence[NoiseKind],
+) -> CurvatureTerms:
+    """Gradients of a sampled loss of one batch, squared as far as its examples can be told apart."""
     weights = list({id(call.weight): call for call in calls}.values()) if NoiseKind.WEIGHT in kinds else []
     targets: list[Any] = [call.edge for call in calls] + [call.weight for call in weights]
     gradients = torch.autograd.grad(loss, targets, allow_unused=True)
-    terms = {kind: torch.zeros(slots.total, dtype=torch.float64) for kind in kinds}
+    outputs: dict[NoiseKind, FloatArray] = {
+        kind: np.zeros((examples, slots.total)) for kind in kinds if kind is not NoiseKind.WEIGHT
+    }
     for call, gradient in zip(calls, gradients[: len(calls)], strict=True):
         if gradient is None:
             continue
-        squared = widened(gradient).square()
-        if NoiseKind.THERMAL in kinds:
-            terms[NoiseKind.THERMAL][slots.of(call.site)] += channel_sum(squared, call)
-        if NoiseKind.SHOT in kinds:
-            terms[NoiseKind.SHOT][slots.of(call.site)] += channel_sum(squared * call.shot, call)
-    for call, gradient in zip(weights, gradients[len(calls) :], strict=True):
-        if gradient is not None:
-            rows = widened(gradient if call.rows is None else call.rows(gradient))
-            summed = rows.square().sum(-1) if call.rows is not None else rows.square().sum().reshape(1)
-            terms[NoiseKind.WEIGHT][slots.of(call.site)] += summed.double().cpu()
-    return terms
+        squared, place = widened(gradient).square(), slots.of(call.site)
+        for kind, sums in outputs.items():
+            values = squared if kind is NoiseKind.THERMAL else squared * call.shot
+            sums[:, place] += per_example(values, call, layouts[call.site], examples).cpu().numpy()
+    return CurvatureTerms(outputs, *_operand_terms(weights, gradients[len(calls) :], slots))
+
+
+def _operand_terms(
+    calls: Sequence[Call], gradients: Sequence[Tensor | None], slots: ChannelSlots
+) -> tuple[FloatArray, dict[tuple[str, int], Tensor]]:
+    operands, weights = np.zeros(slots.total), {}
+    counts: Counter[str] = Counter()
+    for call, gradient in zip(calls, gradients, strict=True):
+        index = counts[call.site]
+        counts[call.site] += 1
+        if gradient is None:
+            continue
+        if call.rows is None:
+            operands[slots.of(call.site)] += float(widened(gradient).square().sum(dtype=torch.float64))
+        else:
+            weights[call.site, index] = widened(call.rows(gradient))
+    return operands, weights
+
+
+class Block:
+    """Curvature under weight noise of the examples of one block, batch by batch."""
+
+    def __init__(self, slots: ChannelSlots) -> None:
+        self._slots = slots
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin a new block."""
+        self.operands = np.zeros(self._slots.total)
+        self.weights: dict[tuple[str, int], Tensor] = {}
+        self.weight = 0.0
+
+    def add(self, terms: CurvatureTerms, weight: float) -> None:
+        """Take in one batch."""
+        self.operands += terms.operands
+        self.weight += weight
+        for key, gradient in terms.weights.items():
+            self.weights[key] = self.weights[key] + gradient if key in self.weights else gradient
+
+    def state(self) -> dict[str, FloatArray]:
+        """Everything that a checkpoint must hold."""
+        arrays: dict[str, FloatArray] = {"block/operands": self.operands, "block/weight": np.array(self.weight)}
+        return arrays | {f"block/{i}/{site}": g.cpu().numpy() for (site, i), g in self.weights.items()}
+
+    def restore(self, arrays: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.operands, self.weight = arrays["block/operands"].copy(), float(arrays["block/weight"])
+        for name, values in arrays.items():
+            kind, index, *site = name.split("/", 2)
+            if kind == "block" and site:
+                self.weights[site[0], int(index)] = torch.from_numpy(values)
+
+    def sums(self) -> FloatArray:
+        """Sum over the block's examples of (d loss / d w)^2 per channel, (channels,)."""
+        sums = self.operands.copy()
+        for (site, _), gradient in self.weights.items():
+            sums[self._slots.of(site)] += gradient.square().sum(-1).double().cpu().numpy()
+        return sums
 
 
 def channel_sum(values: Tensor, call: Call) -> Tensor:
@@ -102,23 +176,24 @@ def channel_sum(values: Tensor, call: Call) -> Tensor:
     return (values.sum(summed) if summed else values).flatten().double().cpu()
 
 
-class BatchSums:
-    """Sums over batches that give a mean per example and its standard error; additive, so passes resume and merge.
+class GroupSums:
+    """Sums over groups that give a mean per example and its standard error; additive, so passes resume and merge.
 
-    Batches of weight b_k (their examples, or tokens) with sums v_k: mean m = sum v_k / sum b_k, and the ratio
-    estimator's Var(m) = G / (G - 1) sum_k (v_k - b_k m)^2 / (sum b_k)^2 over G batches.
+    Groups (examples or blocks of them) of weight b_k (their examples, or tokens) with sums v_k: mean
+    m = sum v_k / sum b_k, and the ratio estimator's Var(m) = G / (G - 1) sum_k (v_k - b_k m)^2 / (sum b_k)^2 over G
+    groups.
     """
 
     def __init__(self, size: int) -> None:
         self.arrays = {name: np.zeros(size) for name in ("value", "square", "weighted")}
-        self.counts = np.zeros(3)  # batches, weights, weights^2
+        self.counts = np.zeros(3)  # groups, weights, weights^2
 
-    def add(self, values: FloatArray, weight: float) -> None:
-        """Take in the sum of one batch."""
-        self.arrays["value"] += values
-        self.arrays["square"] += values**2
-        self.arrays["weighted"] += values * weight
-        self.counts += (1, weight, weight**2)
+    def add(self, values: FloatArray, weight: FloatArray) -> None:
+        """Take in the sums (groups, size) of some groups of these weights (groups,)."""
+        self.arrays["value"] += values.sum(0)
+        self.arrays["square"] += np.square(values).sum(0)
+        self.arrays["weighted"] += weight @ values
+        self.counts += (len(weight), weight.sum(), np.square(weight).sum())
 
     def mean(self) -> FloatArray:
         """Mean per unit of weight."""
@@ -126,7 +201,7 @@ class BatchSums:
         return mean
 
     def error(self) -> FloatArray:
-        """Standard error of the mean; NaN where a single batch cannot tell."""
+        """Standard error of the mean; NaN where a single group cannot tell."""
         groups, weight, squares = self.counts
         if groups < 2:
             return np.full_like(self.arrays["value"], np.nan)

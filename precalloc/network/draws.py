@@ -12,34 +12,34 @@ from torch import Tensor
 class ExampleDraws:
     """Random numbers of consecutive examples, from one stream an example.
 
-    Example n draws from ``numpy.random.default_rng((seed, n))``, so neither batch size nor what other examples draw
-    changes its numbers.
+    Example n draws from ``numpy.random.default_rng((*seed, n))``, so neither batch size nor what other examples draw
+    changes its numbers. They go with the place in the data: in another order, examples swap their numbers.
 
     Parameters
     ----------
     seed
-        Of the whole run.
+        Of the whole run, and of what the numbers are for.
     first, count
         Index of the first example in the data, and how many there are.
     device
         Where the numbers are needed; they are drawn on the host and are the same on every device.
     """
 
-    def __init__(self, seed: int, first: int, count: int, device: torch.device) -> None:
-        self._streams = [np.random.default_rng((seed, index)) for index in range(first, first + count)]
+    def __init__(self, seed: Sequence[int], first: int, count: int, device: torch.device) -> None:
+        self._streams = [np.random.default_rng((*seed, index)) for index in range(first, first + count)]
         self._device = device
 
     def uniform(self, shape: Sequence[int] = ()) -> Tensor:
         """Numbers uniform in [0, 1) in double precision, (examples, *shape)."""
         return self._stack([stream.random(tuple(shape)) for stream in self._streams])
 
-    def normal(self, shape: Sequence[int] = ()) -> Tensor:
-        """Standard normal numbers in double precision, (examples, *shape)."""
-        return self._stack([stream.standard_normal(tuple(shape)) for stream in self._streams])
+    def normal(self, shape: Sequence[int] = (), dtype: type[np.float32 | np.float64] = np.float64) -> Tensor:
+        """Standard normal numbers, (examples, *shape)."""
+        return self._stack([stream.standard_normal(tuple(shape), dtype) for stream in self._streams])
 
     def sign(self) -> Tensor:
         """One random sign an example, (examples,)."""
-        return self.uniform().sub(0.5).sign_() if self._streams else self.uniform()
+        return (self.uniform() < 0.5) * 2.0 - 1.0
 
     def _stack(self, rows: list[object]) -> Tensor:
         return torch.from_numpy(np.stack([np.asarray(row) for row in rows])).to(self._device)

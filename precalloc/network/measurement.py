@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from precalloc.hardware import Hardware, NoiseKind
 from precalloc.network.checkpoints import Arrays
-from precalloc.network.curvature import BatchSums, ChannelSlots, channel_sum, curvature_terms
+from precalloc.network.curvature import Block, ChannelSlots, CurvatureTerms, GroupSums, channel_sum, curvature_terms
 from precalloc.network.data import Batch
 from precalloc.network.draws import ExampleDraws
 from precalloc.network.forward import model_device
 from precalloc.network.margins import margin_covariance, strongest_margins
-from precalloc.network.observation import Call, Layout, record
+from precalloc.network.observation import Call, Layout, Probing, record
 from precalloc.network.operators import Product, widened
 from precalloc.network.ranges import TailRange
 from precalloc.network.sites import SiteCounts
@@ -29,6 +29,11 @@ from precalloc.profiles import FloatArray, MarginTable, Profile, Provenance, Sit
 _WEIGHT_PROBES = 4
 # The per-channel prediction table holds the first examples that fit into this many values a kind.
 _CHANNEL_TABLE_VALUES = 16_000_000
+
+# Examples whose weight gradients are summed before they are squared, and that share random changes of the weights.
+BLOCK = 32
+# What random numbers are for.
+_LABELS, _OPERANDS, _WEIGHTS = 0, 1, 2
 
 _RANGES = ("inputs", "outputs", "operands")
 
@@ -80,8 +85,9 @@ class Measurement:
             for name, count in surveyed.items()
             for key in _RANGES
         }
-        self.damage = {kind: BatchSums(self.slots.total) for kind in options.kinds}
-        self.site_damage = {kind: BatchSums(len(surveyed)) for kind in options.kinds}
+        self.damage = {kind: GroupSums(self.slots.total) for kind in options.kinds}
+        self.site_damage = {kind: GroupSums(len(surveyed)) for kind in options.kinds}
+        self.block = Block(self.slots)
         self.weight_range = np.ones(self.slots.total)
         self.mean_square = np.ones(self.slots.total)
         self.fields = {key: np.zeros(self.slots.total) for key in ("x_energy", "shot")}
@@ -90,26 +96,63 @@ class Measurement:
         self.site_covariance: dict[NoiseKind, list[FloatArray]] = {kind: [] for kind in options.kinds}
         self.channel_covariance: dict[NoiseKind, list[FloatArray]] = {kind: [] for kind in options.kinds}
 
-    def take(self, model: nn.Module, batch: Batch) -> None:
-        """Measure one batch."""
-        device = model_device(model)
-        generator = seeded_generator(device, self.options.seed, int(self.totals["batches"]))
-        draws = ExampleDraws(self.options.seed, batch.start, batch.size, device)
+    @property
+    def block_size(self) -> int:
+        """Examples in a block; without weight noise, examples need none."""
+        return BLOCK if NoiseKind.WEIGHT in self.options.kinds else self.options.batch_size
+
+    def take(self, model: nn.Module, batch: Batch, ends_block: bool) -> None:
+        """Measure one batch, the last of a block or not; whole or, if it is interrupted, not at all."""
+        before = {key: tails.state() for key, tails in self.ranges.items()}
+        try:
+            self._measure(model, batch, ends_block)
+        except BaseException:
+            for key, tails in self.ranges.items():
+                tails.restore(*before[key])
+            raise
+
+    def _measure(self, model: nn.Module, batch: Batch, ends_block: bool) -> None:
+        options, device = self.options, model_device(model)
         follow = min(batch.size, self.prediction_examples - int(self.totals["examples"]))
-        predicts = self.options.margins > 0 and follow > 0
-        probes = _WEIGHT_PROBES if predicts and NoiseKind.WEIGHT in self.options.kinds else 0
-        output, calls = record(model, batch, self.task.forward, probes, generator, self._observe)
+        predicts = options.margins > 0 and follow > 0
+        probing = self._probing(batch, device) if predicts and NoiseKind.WEIGHT in options.kinds else None
+        output, calls = record(model, batch, self.task.forward, probing, self._observe)
         reference = self.task.reference(output, batch)
-        if predicts:
-            self._follow_margins(output, reference, calls, follow)
-        weight = self.task.weight(output, reference)
+        margins = strongest_margins(output, reference, options.margins) if predicts else None
+        covariance = (
+            {} if margins is None else margin_covariance(margins, calls, self.layouts, self.slots, options.kinds)
+        )
+        draws = ExampleDraws((options.seed, _LABELS), batch.start, batch.size, device)
         loss = self.task.sampled_loss(output, reference, draws)
-        for kind, term in curvature_terms(loss, calls, self.slots, self.options.kinds).items():
-            values = term.numpy()
-            self.damage[kind].add(values, float(weight.sum()))
-            self.site_damage[kind].add(self.slots.sum_sites(values * self._channel_factor(kind)), float(weight.sum()))
+        terms = curvature_terms(loss, calls, self.layouts, batch.size, self.slots, options.kinds)
+        if margins is not None:
+            self._add_margins(margins, covariance, follow)
+        self._add_curvature(terms, widened(self.task.weight(output, reference)).double().cpu().numpy())
+        if ends_block:
+            self._close_block()
         self._add_fields(calls)
-        self._add_totals(output.detach(), reference, weight)
+        self._add_totals(output.detach(), reference, self.task.weight(output, reference))
+
+    def _probing(self, batch: Batch, device: torch.device) -> Probing:
+        seed = self.options.seed
+        weights = seeded_generator(device, seed, _WEIGHTS, batch.start // BLOCK)
+        operands = ExampleDraws((seed, _OPERANDS), batch.start, batch.size, device)
+        return Probing(_WEIGHT_PROBES, weights, operands, batch.size)
+
+    def _add_curvature(self, terms: CurvatureTerms, weight: FloatArray) -> None:
+        for kind, values in terms.outputs.items():
+            self._add_damage(kind, values, weight)
+        self.block.add(terms, float(weight.sum()))
+
+    def _close_block(self) -> None:
+        """Square what the examples since the last time sum up to."""
+        if NoiseKind.WEIGHT in self.options.kinds:
+            self._add_damage(NoiseKind.WEIGHT, self.block.sums()[None], np.array([self.block.weight]))
+        self.block.clear()
+
+    def _add_damage(self, kind: NoiseKind, values: FloatArray, weight: FloatArray) -> None:
+        self.damage[kind].add(values, weight)
+        self.site_damage[kind].add(self.slots.sum_sites(values * self._channel_factor(kind), axis=1), weight)
 
     def _add_totals(self, output: Tensor, reference: object, weight: Tensor) -> None:
         score = self.task.score(output, reference)
@@ -129,9 +172,7 @@ class Measurement:
             self.weight_range[self.slots.of(site)] = (rows.amax(1) - rows.amin(1)).cpu().numpy()
             self.mean_square[self.slots.of(site)] = rows.square().mean(1).cpu().numpy()
 
-    def _follow_margins(self, logits: Tensor, reference: Tensor, calls: Sequence[Call], follow: int) -> None:
-        margins = strongest_margins(logits, reference, self.options.margins)
-        covariance = margin_covariance(margins, calls, self.layouts, self.slots, self.options.kinds)
+    def _add_margins(self, margins: Tensor, covariance: Mapping[NoiseKind, Tensor], follow: int) -> None:
         self.margins.append(widened(margins[:follow].detach()).cpu().numpy())
         pairs = self.options.margins * (self.options.margins + 1) // 2
         fitting = _CHANNEL_TABLE_VALUES // (self.slots.total * pairs)
@@ -220,6 +261,7 @@ class Measurement:
         """Everything that a checkpoint must hold, by name."""
         arrays: dict[str, npt.NDArray[np.generic]] = {"totals": np.array(list(self.totals.values()))}
         arrays |= {"weight_range": self.weight_range, "mean_square": self.mean_square, **self.fields}
+        arrays |= self.block.state()
         for kind in self.options.kinds:
             for name, sums in (("damage", self.damage[kind]), ("site_damage", self.site_damage[kind])):
                 arrays |= {f"{name}/{kind}/{key}": value for key, value in sums.arrays.items()}
@@ -240,6 +282,7 @@ class Measurement:
         self.totals = dict(zip(self.totals, arrays["totals"].tolist(), strict=True))
         self.weight_range, self.mean_square = arrays["weight_range"], arrays["mean_square"]
         self.fields = {key: arrays[key] for key in self.fields}
+        self.block.restore(arrays)
         for kind in self.options.kinds:
             for name, sums in (("damage", self.damage[kind]), ("site_damage", self.site_damage[kind])):
                 sums.arrays = {key: arrays[f"{name}/{kind}/{key}"] for key in sums.arrays}

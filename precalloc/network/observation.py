@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from precalloc.network.data import Batch
+from precalloc.network.draws import ExampleDraws
 from precalloc.network.forward import Forward
 from precalloc.network.interception import intercept
 from precalloc.network.operators import Product, widened
@@ -53,16 +55,45 @@ class Call:
     probes: tuple[Tensor, ...] = ()
 
 
+@dataclass(frozen=True)
+class Probing:
+    """Draws standard normal changes of programmed operands.
+
+    Parameters
+    ----------
+    count
+        Changes of every operand.
+    weights
+        Source of the changes of weights, which all examples of a block share.
+    operands
+        Source of the changes of activations, which every example has for itself.
+    examples
+        In the batch. Activations are taken to have the examples outermost; where they do not, their changes are as
+        random but depend on the batch.
+    """
+
+    count: int
+    weights: torch.Generator
+    operands: ExampleDraws
+    examples: int
+
+    def draw(self, product: Product) -> Tensor:
+        """One change, shaped as the operand."""
+        if product.is_static or product.w.numel() % self.examples:
+            change = torch.empty_like(product.w, memory_format=torch.contiguous_format)
+            return change.normal_(generator=self.weights)
+        each = (product.w.numel() // self.examples,)
+        return self.operands.normal(each, np.float32).to(product.w.dtype).reshape(product.w.shape)
+
+
 class Recorder:
     """Handler of `intercept` that records every product and lets the gradient reach its output and its weight."""
 
-    def __init__(
-        self, probes: int = 0, generator: torch.Generator | None = None, observe: Observer | None = None
-    ) -> None:
+    def __init__(self, probing: Probing | None = None, observe: Observer | None = None) -> None:
         self.calls: list[Call] = []
         self._observe = observe
         self._weights: dict[tuple[str, Hashable], Tensor] = {}
-        self._probes, self._generator = probes, generator
+        self._probing = probing
         self._changes: dict[int, list[Tensor]] = {}
 
     def __call__(self, site: str, product: Product) -> Tensor:
@@ -78,16 +109,15 @@ class Recorder:
             shot = energy
             if product.w_mean_square is not None:
                 shot = energy * product.w_mean_square(widened(product.w.detach()))
-            probes = self._probe(product, weight) if self._probes else ()
+            probes = () if self._probing is None else self._probe(product, weight, self._probing)
         edge = get_gradient_edge(y)
         self.calls.append(Call(site, edge, y.shape, product.channel_axes, weight, product.rows, energy, shot, probes))
         return y
 
-    def _probe(self, product: Product, weight: Tensor) -> tuple[Tensor, ...]:
+    def _probe(self, product: Product, weight: Tensor, probing: Probing) -> tuple[Tensor, ...]:
         """Responses to changes of the operand; the calls of one weight share its changes, as they share the array."""
         if id(weight) not in self._changes:
-            draws = (torch.empty_like(product.w, memory_format=torch.contiguous_format) for _ in range(self._probes))
-            self._changes[id(weight)] = [draw.normal_(generator=self._generator) for draw in draws]
+            self._changes[id(weight)] = [probing.draw(product) for _ in range(probing.count)]
         rest = product.apply(product.x, torch.zeros_like(product.w))  # the bias, to be taken off
         return tuple(product.apply(product.x, change) - rest for change in self._changes[id(weight)])
 
@@ -104,15 +134,14 @@ def record(
     model: nn.Module,
     batch: Batch,
     forward: Forward,
-    probes: int = 0,
-    generator: torch.Generator | None = None,
+    probing: Probing | None = None,
     observe: Observer | None = None,
 ) -> tuple[Tensor, list[Call]]:
     """Run the model with gradients; return its output and its products in order of execution.
 
-    ``probes`` random changes of every weight come from ``generator``; ``observe(site, product, y)`` sees every call.
+    ``probing`` draws random changes of every programmed operand; ``observe(site, product, y)`` sees every call.
     """
-    recorder = Recorder(probes, generator, observe)
+    recorder = Recorder(probing, observe)
     with torch.enable_grad(), intercept(model, recorder):
         output = forward(model, batch)
     return output, recorder.calls

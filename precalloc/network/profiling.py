@@ -69,7 +69,9 @@ def profile(
     seed
         Of the drawn labels and signs; the same seed gives the same profile bit for bit on one machine.
     batch_size
-        Examples at a time; bounds the memory.
+        Examples at a time at most; bounds the memory. Results do not depend on it beyond rounding (with weight noise,
+        prediction tables need activations with the examples outermost for that), and under weight noise never more than
+        `precalloc.network.measurement.BLOCK` are taken at a time.
     estimator
         "curvature" (one pass), or after it also "forward" (noise at one site at a time, slow, the reference) or
         `Learned` (the paper's, for one budget); `Forward` and `Learned` hold their options. All give ranges,
@@ -152,14 +154,17 @@ def _estimate(
 
 
 def _run(model: nn.Module, data: Data, measurement: Measurement, keeper: Checkpoint, progress: Progress) -> None:
-    """Measure the batches that are not done yet."""
-    for index, batch in enumerate(data.batches(measurement.options.batch_size)):
-        if index < measurement.totals["batches"]:
-            continue
-        measurement.take(model, batch)
-        _log.debug("batch %d measured", index)
-        keeper.offer(measurement.state)
-        progress(int(measurement.totals["examples"]), data.examples, "profiling")
+    """Measure the examples that are not done yet, block by block."""
+    for block in data.batches(measurement.block_size):
+        for batch in block.split(measurement.options.batch_size):
+            if batch.start < measurement.totals["examples"]:
+                continue
+            ends_block = batch.start + batch.size == block.start + block.size
+            measurement.take(model, batch, ends_block)
+            _log.debug("examples from %d measured", batch.start)
+            if ends_block:
+                keeper.offer(measurement.state)
+            progress(int(measurement.totals["examples"]), data.examples, "profiling")
 
 
 def _check_labels(data: Data, task: Task, output: Tensor) -> None:

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from precalloc import profile
 from precalloc.kmaps import KMap, SiteRanges
 from precalloc.network.interception import intercept
+from precalloc.network.measurement import BLOCK
 from precalloc.network.noise import NoiseInjector
 from precalloc.objective import Granularity
 
@@ -172,11 +173,27 @@ def test_standard_errors_are_the_spread_over_data_and_seeds():
     assert abs(np.mean(np.concatenate(ratios)) - 1.0) < 0.1
 
 
-def test_one_batch_has_no_standard_error():
+def test_one_block_has_no_standard_error_under_weight_noise():
     model, x = network("linear")
-    one = profile(model, x, UNIT, batch_size=EXAMPLES, margins=0)
-    assert all(np.isnan(one.damage_error[kind]).all() for kind in KINDS)
+    one = profile(model, x[:BLOCK], UNIT, margins=0)
+    assert np.isnan(one.damage_error[WEIGHT]).all()
+    assert all(np.isfinite(one.damage_error[kind]).all() for kind in (THERMAL, SHOT))
     assert all(np.isfinite(one.damage[kind]).all() for kind in KINDS)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_batch_size_changes_nothing_beyond_rounding(name):
+    """Damage, standard errors and prediction tables of 48 examples in batches of 48 (cut at 32), 7, 32 and 1."""
+    model, x = network(name)
+    whole, *others = (profile(model, x, UNIT, margins=2, batch_size=size) for size in (48, 7, 32, 1))
+    for other in others:
+        for kind in KINDS:
+            for table in ("damage", "damage_error", "site_damage_error", "noise_variance"):
+                expected, found = getattr(whole, table)[kind], getattr(other, table)[kind]
+                np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * expected.max())
+            expected, found = whole.margins.channel_covariance[kind], other.margins.channel_covariance[kind]
+            np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-5 * np.abs(expected).max())
+        assert [site.input_range for site in other.sites] == pytest.approx([s.input_range for s in whole.sites])
 
 
 def test_noise_variance_is_the_mean_variance_of_an_output():

@@ -182,7 +182,9 @@ def assert_equal(one, other):
     assert (one.clean_accuracy, one.clean_loss) == (other.clean_accuracy, other.clean_loss)
     assert np.array_equal(one.margins.margins, other.margins.margins)
     for name in ("damage", "damage_error", "site_damage_error", "noise_variance"):
-        assert all(np.array_equal(getattr(one, name)[kind], getattr(other, name)[kind]) for kind in KINDS), name
+        assert all(
+            np.array_equal(getattr(one, name)[kind], getattr(other, name)[kind], equal_nan=True) for kind in KINDS
+        ), name
     for name in ("site_covariance", "channel_covariance"):
         tables = [getattr(found.margins, name) for found in (one, other)]
         assert all(np.array_equal(tables[0][kind], tables[1][kind]) for kind in KINDS), name

@@ -61,7 +61,7 @@ def test_draws_have_the_hessian_as_second_moment(name):
     products, across = [], []
     for seed in range(DRAWS):
         leaf = output.clone().requires_grad_()
-        loss = criterion.sampled_loss(leaf, reference, ExampleDraws(seed, 0, len(output), CPU))
+        loss = criterion.sampled_loss(leaf, reference, ExampleDraws((seed,), 0, len(output), CPU))
         v = torch.autograd.grad(loss, leaf)[0].reshape(len(output), -1).double()
         products.append(v[:, :, None] * v[:, None, :])
         across.append(v[0, :, None] * v[1, None, :])
@@ -78,7 +78,7 @@ def test_draws_belong_to_examples(name):
     found = []
     for rows in (slice(0, 2), slice(1, 2)):
         leaf = output[rows].clone().requires_grad_()
-        draws = ExampleDraws(7, rows.start, len(leaf), CPU)
+        draws = ExampleDraws((7,), rows.start, len(leaf), CPU)
         found.append(torch.autograd.grad(criterion.sampled_loss(leaf, reference[rows], draws), leaf)[0][-1])
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 

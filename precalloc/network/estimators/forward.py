@@ -24,7 +24,7 @@ from precalloc.errors import ProfileError
 from precalloc.hardware import NoiseKind
 from precalloc.kmaps import SiteRanges
 from precalloc.network.checkpoints import Arrays, Checkpoint
-from precalloc.network.curvature import BatchSums, ChannelSlots
+from precalloc.network.curvature import ChannelSlots, GroupSums
 from precalloc.network.data import Data
 from precalloc.network.forward import model_device
 from precalloc.network.interception import ProductHandler, intercept
@@ -111,7 +111,7 @@ class _Sweep:
         self._is_layer = parse_granularity(options.granularity) is Granularity.LAYER
         self._slots = ChannelSlots.of_sites({site.name: site.channels for site in profile.sites})
         self._levels = {kind: self._level(kind) for kind in profile.kinds}
-        self._sums = {kind: BatchSums(len(level)) for kind, level in self._levels.items()}
+        self._sums = {kind: GroupSums(len(level)) for kind, level in self._levels.items()}
         self._batches = 0
 
     def _level(self, kind: NoiseKind) -> FloatArray:
@@ -136,7 +136,7 @@ class _Sweep:
             clean = self._loss(judged, lambda _, product: product.apply(product.x, product.w))
             for kind, level in self._levels.items():
                 growth = [self._growth(judged, kind, unit, level, clean) for unit in range(len(level))]
-                self._sums[kind].add(np.array(growth) / level, float(judged.weight.sum()))
+                self._sums[kind].add(np.array(growth)[None] / level, np.array([float(judged.weight.sum())]))
             self._batches, done = index + 1, done + batch.size
             keeper.offer(self.state)
             progress(done, self._data.examples, f"{self._options.passes(self._profile)} forward passes")
