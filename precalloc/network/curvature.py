@@ -155,9 +155,9 @@ class Block:
         """Go on from a checkpoint."""
         self.operands, self.weight = arrays["block/operands"].copy(), float(arrays["block/weight"])
         for name, values in arrays.items():
-            kind, index, *site = name.split("/", 2)
-            if kind == "block" and site:
-                self.weights[site[0], int(index)] = torch.from_numpy(values)
+            if name.startswith("block/") and name.count("/") > 1:
+                _, index, site = name.split("/", 2)  # a site's own name may hold slashes
+                self.weights[site, int(index)] = torch.from_numpy(values)
 
     def sums(self) -> FloatArray:
         """Sum over the block's examples of (d loss / d w)^2 per channel, (channels,)."""
