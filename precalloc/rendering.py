@@ -11,7 +11,7 @@ from precalloc.units import format_energy, format_energy_per_mac
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_LONGEST = 20  # characters
+_LONGEST = 18  # characters
 
 
 def render(template: str, **values: object) -> str:
@@ -47,8 +47,5 @@ def _cell(text: str) -> str:
 
 
 def _shortened(name: str) -> str:
-    """Take out the middle of a name that is too long to stand beside a bar."""
-    if len(name) <= _LONGEST:
-        return name
-    tail = _LONGEST * 2 // 3
-    return f"{name[: _LONGEST - tail - 1]}…{name[-tail:]}"
+    """Keep the end of a name that is too long to stand beside a bar: where sites differ most."""
+    return name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
