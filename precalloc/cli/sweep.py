@@ -107,6 +107,11 @@ def sweep(
     frame = sweep_frame(allocations)
     marks = landmarks(measured, frame, hardware=chosen, seed=seed, choices=decided)
     written = sweep_runs.write_sweep(out, frame, marks, pictures=pictures, parquet=parquet)
+    if any(each.digital_biases for each in chosen):
+        terminal.say(
+            "Note: the curves are without bias corrections and calibration, which 'precalloc allocate' adds with MODEL "
+            "and --data."
+        )
     _finish(terminal, frame, marks, [str(path) for path in written])
 
 
