@@ -15,7 +15,7 @@ TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 BENCHMARKS := $(wildcard benchmarks/bench_*.py)
 
-.PHONY: demo test check lint docs bench notebooks clean
+.PHONY: demo test judges check lint docs bench notebooks clean
 
 demo: $(VENV)/run
 	$(BIN)/precalloc demo
@@ -23,7 +23,11 @@ demo: $(VENV)/run
 test: $(VENV)/test
 	$(TEST) --doctest-modules tests precalloc solvers
 
-check: lint test docs notebooks
+judges: $(VENV)/judges
+	$(TEST) tests/judges
+	$(BIN)/python tests/judges/table.py
+
+check: lint test judges docs notebooks
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
@@ -56,6 +60,15 @@ $(VENV)/run: $(VENV)/python pyproject.toml
 $(VENV)/bench: $(VENV)/python pyproject.toml
 	$(INSTALL) -e '.[bench]'
 	$(INSTALL) --no-deps pytorchcv  # networks at full size; it asks for torchvision, which those do not need
+	touch $@
+
+# aihwkit asks for torchvision and for what it is compiled with, and needs none of it to run; torchvision's wheels from
+# PyPI break transformers beside a torch without CUDA. There are wheels for Linux alone; elsewhere its tests skip.
+AIHWKIT := aihwkit==1.1.0; python_version < '3.13' and sys_platform == 'linux' and platform_machine == 'x86_64'
+
+$(VENV)/judges: $(VENV)/python pyproject.toml
+	$(INSTALL) -e '.[judges]'
+	$(INSTALL) --no-deps "$(AIHWKIT)"
 	touch $@
 
 $(VENV)/%: $(VENV)/python pyproject.toml
