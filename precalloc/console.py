@@ -190,7 +190,7 @@ def simulation_table(simulated: SimulatedAccuracy) -> Table:
     for heading in ("", "clean", "under noise", "difference"):
         table.add_column(heading, justify="right")
     if simulated.score:
-        noisy, lost = figures.accuracy(simulated), f"-{figures.drop(simulated)} points"
+        noisy, lost = figures.accuracy(simulated), f"drop {figures.drop(simulated)}"
         table.add_row(simulated.score, figures.percent(simulated.clean_accuracy), noisy, lost)
     if simulated.loss is not None:
         clean = figures.loss(simulated.loss.clean_loss, simulated.task)
