@@ -6,7 +6,7 @@ from networks import Perceptron, initialised, normal
 
 from precalloc import Hardware, allocate, calibrate, compensate, demo_model, profile, validate
 from precalloc.errors import DataError, ProfileError
-from precalloc.network.data import load_data
+from precalloc.network.data_files import load_data
 
 
 def test_calibrated_predictions_of_the_demo_hold():
