@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from precalloc.network.compensation import compensate
     from precalloc.network.profiling import profile
     from precalloc.network.refinement import refine
+    from precalloc.network.safeguard import safeguard
     from precalloc.network.simulation import validate
     from precalloc.network.sites import discover as sites
     from precalloc.plots import plot_calibration, plot_curve, plot_kmap, plot_noise_bits, plot_sensitivity
@@ -53,6 +54,7 @@ _EXPORTS = {
     "plot_sensitivity": "precalloc.plots",
     "profile": "precalloc.network.profiling",
     "refine": "precalloc.network.refinement",
+    "safeguard": "precalloc.network.safeguard",
     "sites": "precalloc.network.sites:discover",
     "sweep": "precalloc.sweeping",
     "validate": "precalloc.network.simulation",
@@ -82,6 +84,7 @@ __all__ = [
     "plot_sensitivity",
     "profile",
     "refine",
+    "safeguard",
     "sites",
     "sweep",
     "validate",

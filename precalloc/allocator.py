@@ -267,6 +267,13 @@ class Allocator:
                 found.append(TradeOff(self.objective.energy_joule(k), predicted, uniform))
         return found
 
+    def uniform_instead(self, allocation: Allocation) -> Allocation:
+        """Give an allocation of the same request whose K are uniform, as far as the bounds allow."""
+        energy = allocation.budget_joule
+        k, solution = self.uniform_k(energy), self.solve(energy)[1]
+        predicted = self.predict(k, "uniform")
+        return self._result(k, solution, energy, predicted, None, allocation.request, allocation.max_drop)
+
     def uniform(self, k: float) -> UniformAllocation:
         """Give the figures of one K for the whole network, as far as the bounds of its sites allow."""
         each = within_bounds(k, self.lower, self.upper)

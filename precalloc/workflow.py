@@ -194,6 +194,27 @@ def refine(
     return refined.with_notes(refined.refinement.describe())
 
 
+def safeguard(
+    model: nn.Module, data: object, profile: Profile, allocation: Allocation, effort: Effort, directory: Path
+) -> Allocation:
+    """Give uniform K instead where the allocation loses to it in simulation on the calibration data."""
+    from precalloc.network.safeguard import safeguard as compare
+
+    kept: Allocation = compare(
+        model,
+        data,
+        profile,
+        allocation,
+        task=effort.task,
+        output=effort.output,
+        seed=effort.seed,
+        batch_size=effort.batch_size,
+        progress=effort.progress,
+        checkpoint=checkpoint_of(directory / "safeguard"),
+    )
+    return kept
+
+
 def validate_both(
     model: nn.Module, data: object, allocation: Allocation, effort: Effort, directory: Path
 ) -> Allocation:

@@ -126,6 +126,8 @@ def allocate(
         if refine:
             assert network is not None
             allocation = workflow.refine(network, calibration, measured, allocation, effort, out)
+        if network is not None and calibration is not None:
+            allocation = workflow.safeguard(network, calibration, measured, allocation, effort, out)
         if validate is not None:
             assert network is not None
             allocation = workflow.validate_both(network, workflow.load_examples(validate), allocation, effort, out)

@@ -54,7 +54,7 @@ def calibrate(
     output: str | int | None = None,
     points: int = 4,
     draws: int = 4,
-    examples: int = 512,
+    examples: int = 256,
     seed: int = 0,
     batch_size: int = 32,
     progress: Progress = silent,
@@ -190,8 +190,7 @@ class _Run:
     def _compensated(self, kmap: KMap, index: int) -> KMap:
         seed = derived_seed(self.effort.seed, _STREAM, index, 1)
         effort = compensation.Effort(_COMPENSATION_DRAWS, seed, self._data.examples, self.effort.batch_size)
-        found = compensation.estimate(self._model, self._data, kmap, self._choices, effort)
-        return kmap.compensated(found.corrections if found.helps else {})
+        return kmap.compensated(compensation.corrections_only(self._model, self._data, kmap, self._choices, effort))
 
     def state(self) -> Arrays:
         """The points so far."""

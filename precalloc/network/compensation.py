@@ -187,11 +187,7 @@ def estimate(
     checkpoint: Path | None = None,
 ) -> Compensation:
     """Estimate a K map's bias corrections, and the loss without and with them; parameters as of `compensate`."""
-    if not kmap.hardware.digital_biases:
-        raise HardwareError(
-            f"Hardware {kmap.hardware.name!r} has no digital biases to fold corrections into. "
-            "If it adds biases digitally, say so in its file: [digital] biases = true."
-        )
+    _require_digital_biases(kmap)
     source, bare = first(as_data(data), effort.examples), kmap.compensated({})
     with prepared(model, source, bare, choices, effort.batch_size) as (ready, task):
         sweep = _Sweep(ready, task, source, bare, effort)
@@ -201,6 +197,26 @@ def estimate(
             sweep.go(progress, keeper)
         before, after = (sweep.loss(plan) for plan in (bare, bare.compensated(sweep.corrections())))
     return Compensation(sweep.corrections(), before, after)
+
+
+def corrections_only(
+    model: nn.Module, data: object, kmap: KMap, choices: TaskChoices, effort: Effort
+) -> dict[str, FloatArray]:
+    """Estimate bias corrections without a look at whether they help."""
+    _require_digital_biases(kmap)
+    source, bare = first(as_data(data), effort.examples), kmap.compensated({})
+    with prepared(model, source, bare, choices, effort.batch_size) as (ready, task):
+        sweep = _Sweep(ready, task, source, bare, effort)
+        sweep.go(silent, Checkpoint(None, ""))
+    return sweep.corrections()
+
+
+def _require_digital_biases(kmap: KMap) -> None:
+    if not kmap.hardware.digital_biases:
+        raise HardwareError(
+            f"Hardware {kmap.hardware.name!r} has no digital biases to fold corrections into. "
+            "If it adds biases digitally, say so in its file: [digital] biases = true."
+        )
 
 
 class _Sweep:

@@ -1,0 +1,154 @@
+"""`safeguard`: an allocation that loses to uniform K of the same energy in simulation gives way to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from precalloc.accuracy import paired_difference
+from precalloc.allocation import Allocation
+from precalloc.allocator import Allocator
+from precalloc.errors import DataError
+from precalloc.kmaps import KMap
+from precalloc.network.checkpoints import Arrays, Checkpoint
+from precalloc.network.criteria import LossFn, MetricFn
+from precalloc.network.data import Data, as_data, data_hash
+from precalloc.network.data_parts import first
+from precalloc.network.forward import ForwardFn, model_device
+from precalloc.network.models import model_hash
+from precalloc.network.noise import NoiseInjector
+from precalloc.network.operating_point import Judged, noisy_values
+from precalloc.network.preparation import TaskChoices, prepared
+from precalloc.network.state import derived_seed
+from precalloc.network.tasks import Task
+from precalloc.profiles import FloatArray, Profile
+from precalloc.progress import Progress, silent
+
+# Noise that neither corrections nor calibration nor any simulation of the same seed sees.
+_STREAM = 401
+
+
+def safeguard(
+    model: nn.Module,
+    data: object,
+    profile: Profile,
+    allocation: Allocation,
+    *,
+    task: Task | str | None = None,
+    forward_fn: ForwardFn | None = None,
+    loss_fn: LossFn | None = None,
+    metric_fn: MetricFn | None = None,
+    output: str | int | None = None,
+    draws: int = 4,
+    examples: int = 512,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Progress = silent,
+    checkpoint: Path | None = None,
+) -> Allocation:
+    """Simulate an allocation and the uniform one beside it under the same noise, and keep the allocation if it holds.
+
+    It does not where the whole 95 % interval of the difference in score (in loss, for tasks without a score) over
+    examples and noise draws is on the side of uniform K. The allocation that comes back then has uniform K, the
+    corrections of uniform K, and a note that says so.
+
+    Parameters
+    ----------
+    model, data
+        Those of the profile: what decides about K must be known to later checks.
+    profile, allocation
+        The profile, and what was allocated from it, compensated or not.
+    task, forward_fn, loss_fn, metric_fn, output
+        As for `precalloc.profile`.
+    draws, examples, seed, batch_size
+        Noise draws of an example, how many of the first examples, and of the noise and passes.
+    progress
+        Called as ``progress(done, total, what)`` in examples.
+    checkpoint
+        File from which an interrupted run goes on.
+
+    Raises
+    ------
+    DataError
+        If model or data are not those of the profile.
+    """
+    source = as_data(data)
+    if data_hash(source) != profile.provenance.data_hash or model_hash(model) != profile.provenance.model_hash:
+        raise DataError("Model or data are not those of the profile. Check the allocation on what was profiled.")
+    choices = TaskChoices(task, forward_fn, loss_fn, metric_fn, output)
+    kmaps, used = (allocation.kmap(), allocation.uniform_kmap()), first(source, examples)
+    with prepared(model, used, kmaps[0], choices, batch_size) as (ready, judged):
+        duel = _Duel(ready, judged, used, kmaps, _Effort(draws, seed, batch_size))
+        identity = f"safeguard {profile.provenance} {kmaps[0].digest} {kmaps[1].digest} {used.examples} {duel.effort}"
+        keeper = Checkpoint(checkpoint, identity)
+        with keeper.running(duel.state, duel.restore):
+            duel.go(progress, keeper)
+    name, (lost, low, high) = duel.loss_to_uniform()
+    if not low > 0.0:
+        return allocation
+    return _uniform_instead(profile, allocation).with_notes(
+        f"Uniform K is kept: simulated on {used.examples} calibration examples with {draws} noise draws, the "
+        f"allocation was worse in {name} by {lost:.4g} [{low:.4g}, {high:.4g}]."
+    )
+
+
+def _uniform_instead(profile: Profile, allocation: Allocation) -> Allocation:
+    allocator = Allocator.of(
+        profile, allocation.hardware, allocation.granularity, seed=allocation.seed, choices=allocation.choices
+    )
+    found = allocator.uniform_instead(allocation)
+    corrections = allocation.uniform.bias_corrections
+    return replace(found.with_bias_corrections(corrections, corrections), notes=allocation.notes)
+
+
+@dataclass(frozen=True)
+class _Effort:
+    draws: int
+    seed: int
+    batch_size: int
+
+
+class _Duel:
+    """Loss and score of every example under both K maps, draw by draw."""
+
+    def __init__(self, model: nn.Module, task: Task, data: Data, kmaps: tuple[KMap, KMap], effort: _Effort) -> None:
+        self._model, self._task, self._data, self._kmaps, self.effort = model, task, data, kmaps, effort
+        self._found: list[FloatArray] = []  # of each draw: (2 K maps, loss and score, examples)
+        self._weight: FloatArray = np.zeros(0)
+
+    def go(self, progress: Progress, keeper: Checkpoint) -> None:
+        """Take the draws that are not done yet."""
+        total = self.effort.draws * self._data.examples
+        for draw in range(len(self._found), self.effort.draws):
+            seed, device = derived_seed(self.effort.seed, _STREAM, draw), model_device(self._model)
+            injectors = [NoiseInjector.of(kmap, seed, device) for kmap in self._kmaps]
+            parts, weights, done = [], [], draw * self._data.examples
+            for batch in self._data.batches(self.effort.batch_size):
+                judged = Judged.of(self._model, self._task, batch)
+                parts.append([noisy_values(self._model, self._task, judged, each) for each in injectors])
+                weights.append(judged.weight)
+                done += batch.size
+                progress(done, total, "comparing with uniform K")
+            self._found.append(np.concatenate(parts, axis=2))
+            self._weight = torch.cat(weights).double().cpu().numpy()
+            keeper.offer(self.state)
+
+    def loss_to_uniform(self) -> tuple[str, tuple[float, float, float]]:
+        """By how much uniform K is better, its 95 % interval, and in what."""
+        found = np.stack(self._found)
+        allocated, uniform = found[:, 0], found[:, 1]
+        if np.isnan(found[:, :, 1]).any():
+            return "loss", paired_difference(allocated[:, 0], uniform[:, 0], self._weight)
+        return "accuracy", paired_difference(uniform[:, 1], allocated[:, 1], self._weight)
+
+    def state(self) -> Arrays:
+        """The finished draws."""
+        return {"found": np.array(self._found), "weight": self._weight}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Go on after the finished draws."""
+        self._found, self._weight = list(arrays["found"]), arrays["weight"]
