@@ -55,20 +55,35 @@ def landmarks(
         "2 points"), ``energy_joule`` (per inference), ``energy_per_mac_joule``, ``mean_repetitions``, ``accuracy``,
         ``drop`` (shares).
     """
+    allocators = [
+        Allocator.of(profile, each, parse_granularity(granularity), seed=seed, choices=choices)
+        for each in several(hardware or profile.hardware)
+        for granularity in frame[frame["hardware"] == each.name]["granularity"].unique()
+    ]
+    return curve_landmarks(allocators, frame, max_drops)
+
+
+def curve_landmarks(
+    allocators: Iterable[Allocator], frame: pd.DataFrame, max_drops: Iterable[float] = (0.01, 0.02)
+) -> pd.DataFrame:
+    """Find the landmarks of curves whose allocators are at hand; as ``landmarks``.
+
+    Uniform K is that beside the first allocator of each hardware.
+    """
     import pandas as pd  # slow to start
 
     columns = ["hardware", "curve", "mark", "energy_joule", "energy_per_mac_joule", "mean_repetitions"]
     rows: list[dict[str, Any]] = []
-    swept, max_drops = several(hardware or profile.hardware), tuple(max_drops)
-    names, marks = [each.name for each in swept], [KNEE, *map(mark_of, max_drops)]
-    for each in swept:
-        of_hardware = frame[frame["hardware"] == each.name]
+    names: list[str] = []
+    max_drops = tuple(max_drops)
+    for each in allocators:
+        name, granularity = each.hardware.name, str(each.objective.granularity)
+        of_hardware, with_uniform = frame[frame["hardware"] == name], name not in names
+        names += [name] if with_uniform else []
+        rows += _knees(of_hardware[of_hardware["granularity"] == granularity], granularity, with_uniform)
         drops = max_drops if of_hardware["accuracy"].notna().all() else ()
-        for i, granularity in enumerate(of_hardware["granularity"].unique()):
-            part = of_hardware[of_hardware["granularity"] == granularity]
-            rows += _knees(part, granularity, with_uniform=i == 0)
-            allocator = Allocator.of(profile, each, parse_granularity(granularity), seed=seed, choices=choices)
-            rows += [row for drop in drops for row in _least_energies(allocator, drop, with_uniform=i == 0)]
+        rows += [row for drop in drops for row in _least_energies(each, drop, with_uniform)]
+    marks = [KNEE, *map(mark_of, max_drops)]
     rows.sort(key=lambda row: (names.index(row["hardware"]), marks.index(row["mark"]), _CURVES.index(row["curve"])))
     return pd.DataFrame(rows, columns=[*columns, "accuracy", "drop"])
 

@@ -10,5 +10,14 @@ class Progress(Protocol):
         """Take note that ``done`` of ``total`` steps of ``what`` are finished."""
 
 
+def one_of(progress: Progress, index: int, count: int, pieces: str) -> Progress:
+    """Tell of one of several equal pieces of work as of the whole: "simulating 4 K maps"."""
+
+    def tell(done: int, total: int, what: str) -> None:
+        progress(index * total + done, count * total, f"{what} {count} {pieces}")
+
+    return tell
+
+
 def silent(done: int, total: int, what: str) -> None:
     """Ignore all progress; what library functions use unless told otherwise."""

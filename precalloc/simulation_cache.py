@@ -1,18 +1,14 @@
-"""Simulated accuracies kept in files, so that a sweep that was interrupted or asks for more simulates nothing twice."""
+"""Simulated accuracies kept in files."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from precalloc import workflow
 from precalloc.accuracy import SimulatedAccuracy
-from precalloc.errors import DataError
-from precalloc.output_files import write_files
-from precalloc.progress import Progress
+from precalloc.progress import Progress, one_of
+from precalloc.result_cache import ResultCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,10 +17,6 @@ if TYPE_CHECKING:
 
     from precalloc.allocation import Allocation
     from precalloc.kmaps import KMap
-
-SCHEMA = "precalloc/simulated"
-
-_log = logging.getLogger(__name__)
 
 
 class SimulationCache:
@@ -41,12 +33,9 @@ class SimulationCache:
     """
 
     def __init__(self, folder: Path, model: nn.Module, data: object, effort: workflow.Effort) -> None:
-        from precalloc.network.data import as_data, data_hash
-        from precalloc.network.models import model_hash
-
-        self._folder, self._model, self._data, self._effort = folder, model, data, effort
-        of_effort = f"{effort.measurement_options} {effort.noise_seeds}"
-        self._identity = f"{model_hash(model)} {data_hash(as_data(data))} {of_effort}"
+        self._model, self._data, self._effort = model, data, effort
+        identity = f"{workflow.identity_of(model, data, effort)} {effort.noise_seeds}"
+        self._kept = ResultCache(folder, "simulated accuracy", identity)
 
     def simulate_all(self, allocations: Iterable[Allocation]) -> list[Allocation]:
         """Simulate allocations and the uniform ones beside them; each K map once."""
@@ -55,35 +44,16 @@ class SimulationCache:
         workflow.announce_simulations(len(kmaps), self._data, self._effort)
         found = {}
         for index, (digest, kmap) in enumerate(kmaps.items()):
-            found[digest] = self._simulate(kmap, digest, _part(self._effort.progress, index, len(kmaps)))
+            found[digest] = self._simulate(kmap, digest, one_of(self._effort.progress, index, len(kmaps), "K maps"))
         return [
             each.with_simulation(found[each.kmap().digest], found[each.uniform_kmap().digest]) for each in allocations
         ]
 
     def _simulate(self, kmap: KMap, digest: str, progress: Progress) -> SimulatedAccuracy:
-        name = hashlib.sha256(f"{self._identity} {digest}".encode()).hexdigest()[:32] + ".json"
-        target = self._folder / name
-        if target.is_file():
-            _log.info("simulated before: %s", target)
-            return _read(target)
-        effort = self._effort.telling(progress)
-        simulated = workflow.simulate(self._model, self._data, kmap, effort, workflow.checkpoint_of(target))
-        write_files(self._folder, {name: json.dumps({"schema": SCHEMA, "simulated": simulated.to_record()})})
+        known = self._kept.find(digest, SimulatedAccuracy.from_record)
+        if known is not None:
+            return known
+        effort, checkpoint = self._effort.telling(progress), workflow.checkpoint_of(self._kept.path(digest))
+        simulated = workflow.simulate(self._model, self._data, kmap, effort, checkpoint)
+        self._kept.keep(digest, simulated.to_record())
         return simulated
-
-
-def _read(path: Path) -> SimulatedAccuracy:
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return SimulatedAccuracy.from_record(record["simulated"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} holds no simulated accuracy ({error}). Delete it to simulate anew.") from error
-
-
-def _part(progress: Progress, index: int, count: int) -> Progress:
-    """Tell of one of several equal pieces of work as of the whole."""
-
-    def tell(done: int, total: int, what: str) -> None:
-        progress(index * total + done, count * total, f"{what} {count} K maps")
-
-    return tell

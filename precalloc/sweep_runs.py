@@ -1,9 +1,9 @@
-"""What ``precalloc sweep`` does: one profile for all hardware, a few simulated points, tables and pictures."""
+"""What ``precalloc sweep`` does beside allocating: a few simulated points, tables and pictures."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,15 +16,27 @@ if TYPE_CHECKING:
     from torch import nn
 
     from precalloc.allocation import Allocation
+    from precalloc.compensation_cache import CompensationCache
+    from precalloc.hardware import Hardware
     from precalloc.workflow import Effort
 
 SIMULATED_FOLDER = ".simulated"
+COMPENSATED_FOLDER = ".compensated"
+CALIBRATED_FOLDER = ".calibrated"
 
 
 def simulate_some(
-    model: nn.Module, data: object, allocations: list[Allocation], points: int, effort: Effort, out: Path
+    model: nn.Module,
+    data: object,
+    allocations: list[Allocation],
+    points: int,
+    effort: Effort,
+    out: Path,
+    compensation: CompensationCache | None = None,
 ) -> list[Allocation]:
-    """Simulate the allocations of ``points`` budgets; what an earlier run into ``out`` simulated is not done again.
+    """Simulate the allocations of ``points`` budgets, compensated first where there is something to compensate with.
+
+    What an earlier run into ``out`` simulated is not done again.
 
     Raises
     ------
@@ -36,9 +48,10 @@ def simulate_some(
 
     require_fresh(model, data, allocations[0])
     chosen = spread(allocations, points)
-    simulated = SimulationCache(out / SIMULATED_FOLDER, model, data, effort).simulate_all(
-        allocations[i] for i in chosen
-    )
+    planned = [allocations[i] for i in chosen]
+    if compensation is not None:
+        planned = compensation.compensate_all(planned)
+    simulated = SimulationCache(out / SIMULATED_FOLDER, model, data, effort).simulate_all(planned)
     found = dict(zip(chosen, simulated, strict=True))
     return [found.get(index, each) for index, each in enumerate(allocations)]
 
@@ -50,6 +63,25 @@ def spread(allocations: Sequence[Allocation], points: int) -> list[int]:
     steps = [round(i * (len(budgets) - 1) / max(count - 1, 1)) for i in range(count)]
     chosen = {budgets[step] for step in steps}
     return [index for index, each in enumerate(allocations) if each.request in chosen]
+
+
+def notes(allocations: Sequence[Allocation], compensates: Callable[[Hardware], bool]) -> list[str]:
+    """Say where the curves, or their simulated points, are without calibration or bias corrections."""
+    found = []
+    if any(each.predicted is not None and each.calibration is None for each in allocations):
+        found.append(
+            "The predicted accuracies rest on linearised noise alone. With MODEL and --data they are calibrated by "
+            "simulated points."
+        )
+    due = [each for each in allocations if each.simulated is not None and compensates(each.hardware)]
+    kmaps = {kmap.digest: kmap for each in due for kmap in (each.kmap(), each.uniform_kmap())}
+    bare = sum(not kmap.bias_corrections for kmap in kmaps.values())
+    if bare:
+        found.append(
+            f"{bare} of {len(kmaps)} simulated K maps are not compensated: that takes MODEL and --data, and "
+            "corrections that do not raise the loss on them."
+        )
+    return found
 
 
 def write_sweep(

@@ -87,13 +87,46 @@ def sweep_allocations(
     choices: Choices | None = None,
 ) -> list[Allocation]:
     """Give the allocations that ``sweep`` tabulates, in the order of its rows."""
-    texts = parse_budgets(budgets) if isinstance(budgets, str) else tuple(budgets)
-    parsed = [budget if isinstance(budget, Budget) else Budget.parse(budget) for budget in texts]
-    found = []
-    for each, granularity in product(several(hardware or profile.hardware), tuple(granularities)):
-        allocator = Allocator.of(profile, each, parse_granularity(granularity), method, seed, choices=choices)
-        found += [allocator.within(budget) for budget in parsed]
-    return found
+    parsed = parse_each(budgets)
+    return allocations_within(sweep_allocators(profile, hardware, granularities, method, seed, choices), parsed)
+
+
+def parse_each(budgets: str | Iterable[str | Budget]) -> tuple[Budget, ...]:
+    """Read the budgets that ``sweep`` takes.
+
+    Raises
+    ------
+    BudgetError
+        If one is malformed.
+    """
+    texts = parse_budgets(budgets) if isinstance(budgets, str) else budgets
+    return tuple(budget if isinstance(budget, Budget) else Budget.parse(budget) for budget in texts)
+
+
+def sweep_allocators(
+    profile: Profile,
+    hardware: Hardware | Iterable[Hardware] | None = None,
+    granularities: Iterable[str] = ("layer",),
+    method: str = "auto",
+    seed: int = 0,
+    choices: Choices | None = None,
+) -> list[Allocator]:
+    """Prepare the curves of a sweep: an allocator for each hardware and granularity."""
+    return [
+        Allocator.of(profile, each, parse_granularity(granularity), method, seed, choices=choices)
+        for each, granularity in product(several(hardware or profile.hardware), tuple(granularities))
+    ]
+
+
+def allocations_within(allocators: Iterable[Allocator], budgets: Iterable[Budget]) -> list[Allocation]:
+    """Allocate within each of the budgets, curve by curve.
+
+    Raises
+    ------
+    BudgetError
+        If one is below the least feasible one.
+    """
+    return [allocator.within(budget) for allocator, budget in product(allocators, budgets)]
 
 
 def sweep_frame(allocations: Iterable[Allocation]) -> pd.DataFrame:

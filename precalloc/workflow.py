@@ -114,12 +114,13 @@ def calibrate(
     data: object,
     profile: Profile,
     effort: Effort,
-    directory: Path,
+    checkpoint: Path,
     wanted: tuple[Hardware, str, bool, Choices | None],
 ) -> Profile:
     """Simulate a few K maps on the calibration data so that predictions hold, where the profile can predict at all.
 
-    ``wanted`` says for which hardware, granularity, with or without bias corrections, and for which choices.
+    An interrupted run goes on from ``checkpoint``. ``wanted`` says for which hardware, granularity, with or without
+    bias corrections, and for which choices.
     """
     hardware, granularity, compensates, choices = wanted
     table = profile.margins
@@ -140,7 +141,7 @@ def calibrate(
         seed=effort.seed,
         batch_size=effort.batch_size,
         progress=effort.progress,
-        checkpoint=checkpoint_of(directory / "calibration"),
+        checkpoint=checkpoint,
     )
     return calibrated
 
@@ -273,6 +274,14 @@ def _examples(data: object) -> int:
 def checkpoint_of(target: Path) -> Path:
     """Where the interrupted making of ``target`` is kept."""
     return target.with_name(f".{target.name}.checkpoint")
+
+
+def identity_of(model: nn.Module, data: object, effort: Effort) -> str:
+    """Identify a model, data and the options of measurements, for what is kept of them."""
+    from precalloc.network.data import as_data, data_hash
+    from precalloc.network.models import model_hash
+
+    return f"{model_hash(model)} {data_hash(as_data(data))} {effort.measurement_options}"
 
 
 def require_fresh(model: nn.Module, data: object, allocation: Allocation) -> None:

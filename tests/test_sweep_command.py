@@ -101,24 +101,39 @@ def test_simulated_points_are_spread_over_the_budgets():
     assert spread(allocations, 50) == list(range(14))
 
 
-def demo_arguments(out):
-    arguments = ["precalloc.demo_model:build", "--data", demo_model.CALIBRATION, "--validate", evaluation(out.parent)]
-    arguments += ["--hardware", HARDWARE, "--hardware", "crossbar-weight", "--budgets", "4x,16x", "--points", "1"]
-    return [*arguments, "--granularity", "layer", "--seeds", "1", "--out", out, "--no-pictures"]
+def part_of(source, folder, name, size):
+    with np.load(source) as file:
+        np.savez(folder / name, **{key: file[key][:size] for key in file.files})
+    return folder / name
 
 
-def evaluation(folder):
-    with np.load(demo_model.EVALUATION) as file:
-        np.savez(folder / "eval.npz", **{name: file[name][:40] for name in file.files})
-    return folder / "eval.npz"
+def demo_arguments(out, *hardware):
+    """Demo network on few images, with one of two budgets simulated."""
+    calibration = part_of(demo_model.CALIBRATION, out.parent, "calib.npz", 48)
+    evaluation = part_of(demo_model.EVALUATION, out.parent, "eval.npz", 40)
+    arguments = ["precalloc.demo_model:build", "--data", calibration, "--validate", evaluation]
+    for name in hardware:
+        arguments += ["--hardware", name]
+    arguments += ["--budgets", "4x,16x", "--points", "1", "--granularity", "layer", "--seeds", "1"]
+    return [*arguments, "--out", out, "--no-pictures"]
+
+
+@pytest.fixture
+def small(tmp_path):
+    return demo_arguments(tmp_path / "out", HARDWARE)
+
+
+def recorded(monkeypatch, name):
+    """Calls of a function of ``workflow``, which still does its work."""
+    calls, original = [], getattr(workflow, name)
+    monkeypatch.setattr(workflow, name, lambda *a: calls.append(a) or original(*a))
+    return calls
 
 
 def test_a_model_is_profiled_once_and_points_are_simulated_once(tmp_path, monkeypatch):
-    out, simulated, measured = tmp_path / "out", [], []
-    simulate, measure = workflow.simulate, workflow.measure
-    monkeypatch.setattr(workflow, "simulate", lambda *a: simulated.append(a[2]) or simulate(*a))
-    monkeypatch.setattr(workflow, "measure", lambda *a: measured.append(a[1]) or measure(*a))
-    result = run(*demo_arguments(out))
+    out, arguments = tmp_path / "out", demo_arguments(tmp_path / "out", HARDWARE, "crossbar-weight")
+    simulated, measured = recorded(monkeypatch, "simulate"), recorded(monkeypatch, "measure")
+    result = run(*arguments)
     assert result.exit_code == 0, result.output
     assert len(simulated) == 4  # two hardware, allocated and uniform
     profile = precalloc.Profile.load(out / "profile.npz")
@@ -127,17 +142,76 @@ def test_a_model_is_profiled_once_and_points_are_simulated_once(tmp_path, monkey
     frame = pd.read_csv(out / "curve.csv")
     assert frame["simulated_accuracy"].notna().tolist() == [True, False, True, False]
     first = frame[frame["simulated_accuracy"].notna()]
-    for row, kmap in zip(first.to_dict("records"), simulated[::2], strict=True):
-        again = precalloc.validate(demo_model.build(), np.load(tmp_path / "eval.npz"), kmap, seeds=1, batch_size=32)
+    for row, call in zip(first.to_dict("records"), simulated[::2], strict=True):
+        again = precalloc.validate(demo_model.build(), np.load(tmp_path / "eval.npz"), call[2], seeds=1, batch_size=32)
         assert row["simulated_accuracy"] == again.accuracy
-    assert run(*demo_arguments(out)).exit_code == 0
+    assert run(*arguments).exit_code == 0
     assert (len(simulated), len(measured)) == (4, 1)
     pd.testing.assert_frame_equal(pd.read_csv(out / "curve.csv"), frame)
     next((out / ".simulated").iterdir()).write_text("{")
-    assert "Delete it" in run(*demo_arguments(out)).stderr
+    assert "Delete it" in run(*arguments).stderr
     assert len(measured) == 1
-    run(*demo_arguments(out), "--seed", 1)
+    run(*arguments, "--seed", 1, "--no-calibrate", "--no-compensate")
     assert len(measured) == 2
+
+
+def test_curves_are_calibrated_and_simulated_points_compensated_as_by_allocate(small, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    simulated, calibrated = recorded(monkeypatch, "simulate"), recorded(monkeypatch, "calibrate")
+    result = run(*small)
+    assert result.exit_code == 0, result.output
+    assert "linearised noise alone" not in result.stdout
+    row = pd.read_csv(out / "curve.csv").iloc[0]
+    given = [*small[:7], "--budget", "4x", *small[-5:-1]]  # model, data, hardware; seeds and out
+    given[given.index(out)] = tmp_path / "alone"
+    alone = CliRunner().invoke(app, ["allocate", *map(str, given)])
+    assert alone.exit_code == 0, alone.output
+    allocation = precalloc.Allocation.load(tmp_path / "alone" / "kmap.json")
+    assert len(calibrated) == 2  # once for both budgets, and once by 'allocate'
+    assert (row["accuracy"], row["accuracy_low"]) == (allocation.predicted.accuracy, allocation.predicted.accuracy_low)
+    assert [each[2].digest for each in simulated[:2]] == [each[2].digest for each in simulated[2:]]
+    assert simulated[0][2].bias_corrections
+    assert row["simulated_accuracy"] == allocation.simulated.accuracy
+
+
+def test_nothing_is_calibrated_or_compensated_twice(small, tmp_path, monkeypatch):
+    assert run(*small).exit_code == 0
+    before = pd.read_csv(tmp_path / "out" / "curve.csv")
+    calls = [recorded(monkeypatch, name) for name in ("calibrate", "simulate")]
+    monkeypatch.setattr("precalloc.network.compensation.compensate", None)
+    assert run(*small).exit_code == 0
+    assert calls == [[], []]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "curve.csv"), before)
+
+
+def test_options_leave_calibration_and_compensation_out(small, tmp_path, monkeypatch):
+    simulated = recorded(monkeypatch, "simulate")
+    result = run(*small, "--no-calibrate", "--no-compensate")
+    assert result.exit_code == 0, result.output
+    assert all(not each[2].bias_corrections for each in simulated)
+    assert "linearised noise alone" in result.stdout
+    profile = precalloc.Profile.load(tmp_path / "out" / "profile.npz")
+    expected = precalloc.sweep(profile, "4x,16x", hardware=Hardware.load(HARDWARE))
+    assert pd.read_csv(tmp_path / "out" / "curve.csv")["accuracy"].tolist() == expected["accuracy"].tolist()
+    result = run(*small, "--calibrate", "--no-compensate")
+    assert "linearised noise alone" not in result.stdout
+    (kept,) = (tmp_path / "out" / ".calibrated").iterdir()
+    assert json.loads(kept.read_text())["result"]["compensated"] is False
+
+
+def test_other_data_than_the_profiles_is_refused(small, tmp_path):
+    assert run(*small, "--no-calibrate", "--no-compensate").exit_code == 0
+    other = ["--profile", tmp_path / "out" / "profile.npz", *small]
+    other[other.index(tmp_path / "calib.npz")] = demo_model.CALIBRATION
+    for option in ("--no-calibrate", "--no-compensate"):
+        result = run(*other, option)
+        assert (result.exit_code, "profile" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("option", ["--calibrate", "--compensate"])
+def test_a_profile_alone_cannot_be_calibrated_or_compensated(profile_file, tmp_path, option):
+    result = run("--profile", profile_file, "--budgets", "2x", "--out", tmp_path / "out", option)
+    assert (result.exit_code, f"{option} simulates the model" in result.stderr) == (2, True)
 
 
 def test_simulated_accuracies_read_back():
@@ -172,3 +246,11 @@ def test_digest_tells_kmaps_apart():
     digests = {kmap.digest for kmap in kmaps}
     other = KMap(kmaps[0].granularity, Hardware.load("crossbar-thermal"), kmaps[0].repetitions, kmaps[0].ranges)
     assert len(digests | {other.digest}) == 3
+
+
+def test_simulated_points_without_calibration_data_say_that_they_are_not_compensated(small, tmp_path):
+    assert run(*small, "--no-calibrate", "--no-compensate").exit_code == 0
+    without = [each for each in small if each not in ("--data", tmp_path / "calib.npz")]
+    result = run(*without, "--profile", tmp_path / "out" / "profile.npz")
+    assert result.exit_code == 0, result.output
+    assert "Note: 2 of 2 simulated K maps are not compensated" in result.stdout

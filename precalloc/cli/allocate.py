@@ -109,8 +109,9 @@ def allocate(
         wanted = chosen[0] if chosen else measured.hardware
         calibration, compensates = source.load_calibration(), source.compensates(wanted)
         if calibrate is not False and network is not None and calibration is not None:
+            checkpoint = workflow.checkpoint_of(out / "calibration")
             measured = workflow.calibrate(
-                network, calibration, measured, effort, out, (wanted, granularity, compensates, decided)
+                network, calibration, measured, effort, checkpoint, (wanted, granularity, compensates, decided)
             )
         allocation = choose(
             measured,

@@ -51,7 +51,8 @@ def demo(
         profile = workflow.measure(model, "precalloc demo", calibration, chosen, effort, workflow.checkpoint_of(kept))
         profile.save(kept)
         wanted = (chosen, str(granularity), chosen.digital_biases, None)
-        profile = workflow.calibrate(model, calibration, profile, effort, kept.parent, wanted)
+        checkpoint = workflow.checkpoint_of(out / "calibration")
+        profile = workflow.calibrate(model, calibration, profile, effort, checkpoint, wanted)
         allocation = choose(profile, budget, hardware=chosen, granularity=granularity, seed=seed)
         if chosen.digital_biases:
             allocation = workflow.compensate(model, calibration, allocation, effort, kept.parent)

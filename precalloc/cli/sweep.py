@@ -21,6 +21,8 @@ from precalloc.cli.deciding import (
 from precalloc.cli.options import (
     AllowUncovered,
     BatchSize,
+    Calibrate,
+    Compensate,
     Json,
     NoiseSeeds,
     OptionalCalibration,
@@ -60,6 +62,8 @@ def sweep(
     profile: ProfileFile = None,
     weights: Weights = None,
     granularity: Annotated[Granularities, typer.Option(help="Which curves beside uniform K.")] = Granularities.BOTH,
+    compensate: Compensate = None,
+    calibrate: Calibrate = None,
     validate: Annotated[str | None, typer.Option(help="Other data to simulate points on; needs MODEL.")] = None,
     points: Annotated[int, typer.Option(min=1, help="Budgets to simulate with --validate.")] = 4,
     seeds: NoiseSeeds = 8,
@@ -84,34 +88,41 @@ def sweep(
 ) -> None:
     """Draw accuracy against energy over many budgets, predicted and, at a few of them, simulated."""
     from precalloc import sweep_runs, workflow
-    from precalloc.marking import landmarks
-    from precalloc.sweeping import several, sweep_allocations, sweep_frame
+    from precalloc.calibration_cache import CalibrationCache
+    from precalloc.compensation_cache import CompensationCache
+    from precalloc.marking import curve_landmarks
+    from precalloc.sweeping import allocations_within, parse_each, several, sweep_allocators, sweep_frame
 
     terminal = Terminal(quiet, as_json, verbose)
     decided = read_choices(include, exclude, fix, tie, k_min, k_max, digital_energy, choices)
-    source = Source(model, data, profile, weights, tuple(hardware or ()), validate)
+    source = Source(model, data, profile, weights, tuple(hardware or ()), validate, compensate, calibrate)
     source.check()
     sweep_runs.require_writers(pictures, parquet)
-    chosen = several(source.load_hardware())
-    network = source.load_network()
+    chosen, parsed = several(source.load_hardware()), parse_each(budgets)
+    network, calibration = source.load_network(), source.load_calibration()
     granularities = ("layer", "channel") if granularity is Granularities.BOTH else (granularity.value,)
     with terminal.progress() as progress:
         effort = workflow.Effort(seed, batch_size, seeds, allow_uncovered, task, output, progress, terminal.announce)
         measured = source.load_profile(network, chosen, effort, out, reuse=True)
-        chosen = chosen or (measured.hardware,)
-        allocations = sweep_allocations(measured, budgets, chosen, granularities, seed=seed, choices=decided)
+        allocators = sweep_allocators(measured, chosen or None, granularities, seed=seed, choices=decided)
+        compensation = None
+        if network is not None and calibration is not None:
+            kept = out / sweep_runs.COMPENSATED_FOLDER
+            compensation = CompensationCache(kept, network, calibration, effort, source.compensates)
+            if calibrate is not False:
+                kept = out / sweep_runs.CALIBRATED_FOLDER
+                cache = CalibrationCache(kept, network, calibration, measured, effort, source.compensates)
+                allocators = cache.calibrate_all(allocators)
+        allocations = allocations_within(allocators, parsed)
         if validate is not None:
             assert network is not None
-            evaluation = workflow.load_examples(validate)
-            allocations = sweep_runs.simulate_some(network, evaluation, allocations, points, effort, out)
+            examples = workflow.load_examples(validate)
+            allocations = sweep_runs.simulate_some(network, examples, allocations, points, effort, out, compensation)
     frame = sweep_frame(allocations)
-    marks = landmarks(measured, frame, hardware=chosen, seed=seed, choices=decided)
+    marks = curve_landmarks(allocators, frame)
     written = sweep_runs.write_sweep(out, frame, marks, pictures=pictures, parquet=parquet)
-    if any(each.digital_biases for each in chosen):
-        terminal.say(
-            "Note: the curves are without bias corrections and calibration, which 'precalloc allocate' adds with MODEL "
-            "and --data."
-        )
+    for note in sweep_runs.notes(allocations, source.compensates):
+        terminal.say(f"Note: {note}")
     _finish(terminal, frame, marks, [str(path) for path in written])
 
 

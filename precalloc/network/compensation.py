@@ -141,7 +141,7 @@ def compensate(
     if isinstance(plan, KMap):
         found = estimate(model, data, plan, choices, effort, progress, checkpoint)
         return plan.compensated(found.corrections if found.helps else {})
-    _require_calibration(model, data, plan)
+    require_calibration(model, data, plan)
     maps = {"allocated": plan.kmap(), "uniform": plan.uniform_kmap()}
     both = {
         name: estimate(
@@ -160,7 +160,14 @@ def compensate(
     return plan.with_bias_corrections(kept["allocated"], kept["uniform"]).with_notes(*notes)
 
 
-def _require_calibration(model: nn.Module, data: object, allocation: Allocation) -> None:
+def require_calibration(model: nn.Module, data: object, allocation: Allocation) -> None:
+    """Refuse a model or data other than those of an allocation's profile.
+
+    Raises
+    ------
+    ModelError, DataError
+        As named.
+    """
     if model_hash(model) != allocation.provenance.model_hash:
         raise ModelError("The model is not the one that was profiled: its weights differ. Profile it again.")
     if data_hash(as_data(data)) != allocation.provenance.data_hash:
