@@ -7,11 +7,19 @@ import math
 import torch
 from torch import Tensor
 
+# Values of which only the extremes are looked at, where these are too small.
+_GROUP = 64
+
 
 def flat_view(t: Tensor) -> Tensor:
     """All elements in memory order, without a copy where the tensor is dense, channels-last included."""
     order = sorted(range(t.dim()), key=t.stride, reverse=True)
     return t.permute(order).reshape(-1)
+
+
+def _above(values: Tensor, bound: float) -> Tensor:
+    """Which values are above; NaN is, as it is in ``topk``."""
+    return ~(values <= bound)
 
 
 class TailRange:
@@ -37,18 +45,30 @@ class TailRange:
         """Take in further values of any shape."""
         flat = flat_view(values.detach())
         self._count += flat.numel()
-        low, high = torch.aminmax(flat)
-        for index, (extreme, sign) in enumerate(((high, 1.0), (-low, -1.0))):
-            self._tails[index] = self._merge(self._tails[index], flat, float(extreme), sign)
+        self._tails = [self._merge(tail, flat, sign) for tail, sign in zip(self._tails, (1, -1), strict=True)]
 
-    def _merge(self, tail: Tensor, flat: Tensor, extreme: float, sign: float) -> Tensor:
-        if len(tail) == self._size:
-            bound = float(tail[-1])  # ascending order of rank: the last is the smallest kept
-            if extreme <= bound:
-                return tail
-            flat = flat[flat > bound] if sign > 0 else flat[flat < -bound]
-        candidates = torch.cat([tail, (flat * sign).float().cpu()])
-        return candidates.topk(min(self._size, len(candidates))).values
+    def _merge(self, tail: Tensor, flat: Tensor, sign: int) -> Tensor:
+        """The largest of the tail and of ``sign`` times the values, in descending order."""
+        bound = float(tail[-1]) if len(tail) == self._size else -math.inf
+        found = self._candidates(flat, sign, bound).float().cpu()
+        if len(found) == 0:
+            return tail
+        merged = torch.cat([tail, found])
+        return merged.topk(min(self._size, len(merged))).values
+
+    def _candidates(self, flat: Tensor, sign: int, bound: float) -> Tensor:
+        """Every one of ``sign`` times the values that can be among the largest and above ``bound``.
+
+        The groups with the largest extremes hold them all: each has a value at least as large as any of the others.
+        """
+        grouped = flat.numel() - flat.numel() % _GROUP
+        groups = flat[:grouped].view(-1, _GROUP)
+        extremes = groups.amax(1) if sign > 0 else -groups.amin(1)
+        index = _above(extremes, bound).nonzero().flatten()
+        if len(index) > self._size:
+            index = index[extremes[index].topk(self._size).indices]
+        found = torch.cat([groups[index].flatten(), flat[grouped:]]) * sign
+        return found[_above(found, bound)]
 
     def value(self) -> float:
         """The range of all values so far; 0 before the first."""
