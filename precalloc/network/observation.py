@@ -109,17 +109,17 @@ class Recorder:
             shot = energy
             if product.w_mean_square is not None:
                 shot = energy * product.w_mean_square(widened(product.w.detach()))
-            probes = () if self._probing is None else self._probe(product, weight, self._probing)
+            probes = () if self._probing is None else self._probe(product, weight, y.detach(), self._probing)
         edge = get_gradient_edge(y)
         self.calls.append(Call(site, edge, y.shape, product.channel_axes, weight, product.rows, energy, shot, probes))
         return y
 
-    def _probe(self, product: Product, weight: Tensor, probing: Probing) -> tuple[Tensor, ...]:
+    def _probe(self, product: Product, weight: Tensor, y: Tensor, probing: Probing) -> tuple[Tensor, ...]:
         """Responses to changes of the operand; the calls of one weight share its changes, as they share the array."""
         if id(weight) not in self._changes:
             self._changes[id(weight)] = [probing.draw(product) for _ in range(probing.count)]
-        rest = product.apply(product.x, torch.zeros_like(product.w))  # the bias, to be taken off
-        return tuple(product.apply(product.x, change) - rest for change in self._changes[id(weight)])
+        # The difference takes off the bias without a pass of its own for it.
+        return tuple(product.apply(product.x, product.w + change) - y for change in self._changes[id(weight)])
 
     def _variable(self, site: str, product: Product) -> Tensor:
         if not product.is_static:
