@@ -1,28 +1,33 @@
 """Accuracy at equal energy: uniform K against precalloc's per layer and per channel, simulated on evaluation data.
 
-Prints one row a case: drop against the clean network in points with its 95 % interval (examples and noise draws), the
-drop that was predicted from the profile, and the seconds of the profile. Needs the fixtures (CIFAR-10 ResNet20 and
-keyword-spotting DS-CNN, trained, with their data), by default in ``../shared/fixtures`` beside the repository:
+Prints one row a K map: drop against the clean network in points with its 95 % interval (examples and noise draws), and
+the seconds that choosing took. K is chosen on the calibration data alone, and evaluation examples that are in it too
+are left out. Needs the fixtures (CIFAR-10 ResNet20 and keyword-spotting DS-CNN, trained, with their data), by default in
+``../shared/fixtures`` beside the repository:
 
-    python benchmarks/bench_accuracy.py [--fixtures DIR] [--seeds N]
+    python -m benchmarks.bench_accuracy [--fixtures DIR] [--network NAME] [--seeds N] [--refine]
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import nn
 
 import precalloc
+from benchmarks.bench_least_energy import DEFAULT_FIXTURES, without
 from precalloc.allocation import Allocation
+from precalloc.kmaps import KMap
+from precalloc.network.data import Data
 from precalloc.network.data_files import load_data
 from precalloc.network.models import load_model
 
-DEFAULT_FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
 CASES = (
     ("cifar10-resnet20", "homodyne-1550nm", "15x"),
     ("cifar10-resnet20", "crossbar-thermal", "3x"),
@@ -31,52 +36,67 @@ CASES = (
     ("kws-dscnn", "crossbar-thermal", "20x"),
     ("kws-dscnn", "crossbar-weight", "32x"),
 )
+Plan = tuple[str, Allocation | KMap, float | None]
 
 
-def rows(fixtures: Path, fixture: str, preset: str, budget: str, seeds: int) -> list[tuple[str, ...]]:
-    """Simulate one case: uniform, per layer, per channel."""
+def plans(model: nn.Module, calibration: Data, preset: str, budget: str, refine: bool) -> Iterator[Plan]:
+    """Every K map of a case with its name and the seconds that choosing it took (None for uniform K)."""
+    start = time.perf_counter()
+    profile = precalloc.profile(model, calibration, precalloc.Hardware.load(preset))
+    profiled = time.perf_counter() - start
+    for granularity in ("layer", "channel"):
+        start = time.perf_counter() - profiled
+        found = precalloc.allocate(profile, budget, granularity=granularity)
+        plain = time.perf_counter() - start
+        if granularity == "layer":
+            yield "uniform", found.uniform_kmap(), None
+        yield granularity, found, plain
+        start = time.perf_counter() - plain
+        compensated = precalloc.compensate(model, calibration, found)
+        seconds = time.perf_counter() - start
+        if granularity == "layer":
+            yield "uniform, compensated", compensated.uniform_kmap(), None
+        yield f"{granularity}, compensated", compensated, seconds
+        if refine:
+            start = time.perf_counter() - seconds
+            refined = precalloc.refine(model, calibration, profile, compensated)
+            yield f"{granularity}, compensated, refined", refined, time.perf_counter() - start
+
+
+def rows(
+    fixtures: Path, fixture: str, preset: str, budget: str, arguments: argparse.Namespace
+) -> Iterator[tuple[str, ...]]:
+    """Simulate one case."""
     spec = fixtures / fixture
     model = load_model(f"{spec / 'model.py'}:build")
-    calibration, evaluation = load_data(str(spec / "calib.npz")), load_data(str(spec / "eval.npz"))
-    hardware = precalloc.Hardware.load(preset)
-    start = time.perf_counter()
-    profile = precalloc.profile(model, calibration, hardware)
-    seconds = time.perf_counter() - start
-    layer = precalloc.allocate(profile, budget, hardware=hardware)
-    channel = precalloc.allocate(profile, budget, hardware=hardware, granularity="channel")
-    plans = (("uniform", layer.uniform_kmap(), layer.uniform), ("layer", layer, layer), ("channel", channel, channel))
-    result = []
-    for name, plan, source in plans:
-        simulated = precalloc.validate(model, evaluation, plan, seeds=seeds)
-        predicted = source.predicted
-        assert predicted is not None
-        interval = f"[{100 * simulated.drop_low:.1f}, {100 * simulated.drop_high:.1f}]"
-        energy = source.energy_joule / layer.macs
-        measured = f"{100 * simulated.drop:.1f} {interval}"
-        took = f"{seconds:.1f}" if isinstance(source, Allocation) else ""
-        result.append(
-            (fixture, preset, budget, name, f"{energy * 1e18:.3g}", measured, f"{100 * predicted.drop:.1f}", took)
-        )
-    return result
+    calibration = load_data(str(spec / "calib.npz"))
+    evaluation = without(load_data(str(spec / "eval.npz")), calibration)
+    for name, plan, seconds in plans(model, calibration, preset, budget, arguments.refine):
+        simulated = precalloc.validate(model, evaluation, plan, seeds=arguments.seeds)
+        drop = f"{100 * simulated.drop:.1f} [{100 * simulated.drop_low:.1f}, {100 * simulated.drop_high:.1f}]"
+        yield fixture, preset, budget, name, drop, "" if seconds is None else f"{seconds:.1f}"
 
 
 def main() -> None:
-    """Run all cases and print the table."""
+    """Run the cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fixtures", type=Path, default=DEFAULT_FIXTURES)
+    parser.add_argument("--network", choices=sorted({case[0] for case in CASES}), help="this one alone")
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--refine", action="store_true", help="refined K maps as well, which take longer to choose")
     arguments = parser.parse_args()
     if not arguments.fixtures.is_dir():
         print(f"Skipped: no fixtures in {arguments.fixtures}; give their folder with --fixtures.")
         return
     table = Table(title=f"drop in points, {arguments.seeds} noise draws, 95 % intervals")
-    for column in ("model", "hardware", "budget", "K", "aJ/MAC", "drop", "predicted", "profile s"):
+    for column in ("model", "hardware", "budget", "K", "drop", "seconds"):
         table.add_column(column, no_wrap=True)
-    console = Console(width=130)
-    for case in track(CASES, console=Console(stderr=True)):
-        for row in rows(arguments.fixtures, *case, arguments.seeds):
+    cases = [case for case in CASES if arguments.network in (None, case[0])]
+    for case in track(cases, console=Console(stderr=True)):
+        for row in rows(arguments.fixtures, *case, arguments):
             table.add_row(*row)
-    console.print(table)
+            print(" | ".join(row), flush=True)  # long runs show what they have
+    Console(width=130).print(table)
 
 
 if __name__ == "__main__":

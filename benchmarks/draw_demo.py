@@ -1,5 +1,8 @@
 """Draw the README's picture: simulated accuracy against energy for the bundled network, uniform K beside precalloc's.
 
+Both are compensated, as ``precalloc allocate`` does of its own accord where the model is at hand; ``validate``'s noise
+has taken part in neither.
+
     python benchmarks/draw_demo.py docs/demo.png
 
 Needs matplotlib (the ``bench`` extra). Prints the numbers that it draws.
@@ -26,11 +29,12 @@ def main(target: Path) -> None:
     """Simulate every budget on the evaluation data and draw both curves with their 95 % intervals."""
     model, hardware = demo_model.build(), precalloc.Hardware.load("homodyne-1550nm")
     evaluation = load_data(str(demo_model.EVALUATION))
-    profile = precalloc.profile(model, load_data(str(demo_model.CALIBRATION)), hardware)
+    calibration = load_data(str(demo_model.CALIBRATION))
+    profile = precalloc.profile(model, calibration, hardware)
     curves: dict[str, list[tuple[float, float, float, float]]] = {"uniform K": [], "precalloc, one K per layer": []}
     clean = 0.0
     for budget in BUDGETS:
-        allocation = precalloc.allocate(profile, budget, hardware=hardware)
+        allocation = precalloc.compensate(model, calibration, precalloc.allocate(profile, budget))
         for name, plan in zip(curves, (allocation.uniform_kmap(), allocation), strict=True):
             simulated = precalloc.validate(model, evaluation, plan)
             clean = simulated.clean_accuracy
