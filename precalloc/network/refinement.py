@@ -19,6 +19,7 @@ towards its share of its site's curvature.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,7 +57,10 @@ from solvers import Problem, solve
 _DESCENT, _CHECK = 201, 202
 # Steps before K first moves: an error needs several batches.
 _SETTLING = 4
-_DECAY = 0.85
+# Windows in which a step's weight falls to 1 / e of the newest's: what was seen far from here is forgotten.
+_WINDOWS = 4.0
+# Single channels are told apart by more noise than whole layers.
+_STEPS = {Granularity.LAYER: 24, Granularity.CHANNEL: 96}
 _DAMPING = 0.5
 # Of the prior: an estimate may be negative by chance, a sensitivity hardly.
 _LEAST = 0.02
@@ -76,7 +80,7 @@ def refine(
     loss_fn: LossFn | None = None,
     metric_fn: MetricFn | None = None,
     output: str | int | None = None,
-    steps: int = 24,
+    steps: int | None = None,
     batch_size: int = 32,
     draws: int = 4,
     seed: int = 0,
@@ -99,7 +103,8 @@ def refine(
     task, forward_fn, loss_fn, metric_fn, output
         As for `precalloc.profile`.
     steps, batch_size
-        Stochastic steps, and examples of each; every example takes two noisy passes with gradients.
+        Stochastic steps (24 at layer granularity and 96 at channel granularity unless given), and examples of each;
+        every example takes two noisy passes with gradients.
     draws
         Noise draws of the comparison.
     seed
@@ -120,6 +125,7 @@ def refine(
     DataError, ProfileError
         If data, model or allocation are not those of the profile.
     """
+    steps = _STEPS[allocation.granularity] if steps is None else steps
     if steps < _SETTLING:
         raise DataError(f"{steps} steps are too few to estimate anything. Take at least {_SETTLING}.")
     source = as_data(data)
@@ -222,13 +228,13 @@ class _Descent:
     def _sensitivity(self) -> FloatArray:
         """Local sensitivities (channels,) from all batches so far and from the curvature."""
         seen, curvature = np.stack(self._seen), self._curvature
-        site_curvature = self._slots.sum_sites(curvature)
-        sites = settle_sites(*decayed_mean(self._slots.sum_sites(seen, axis=1), _DECAY), site_curvature)
+        site_curvature, decay = self._slots.sum_sites(curvature), math.exp(-_WINDOWS / self.effort.steps)
+        sites = settle_sites(*decayed_mean(self._slots.sum_sites(seen, axis=1), decay), site_curvature)
         factor = np.divide(sites, site_curvature, out=np.ones_like(sites), where=site_curvature > 0.0)
         prior: FloatArray = curvature * self._slots.repeat_sites(factor)
         if self._is_layer:
             return prior
-        return draw_towards(*decayed_mean(seen, _DECAY), prior, prior)
+        return draw_towards(*decayed_mean(seen, decay), prior, prior)
 
     def allocation(self) -> Allocation:
         """Allocate the start's energy by the local sensitivities."""
