@@ -2,8 +2,8 @@
 
 Prints one row a K map: drop against the clean network in points with its 95 % interval (examples and noise draws), and
 the seconds that choosing took. K is chosen on the calibration data alone, and evaluation examples that are in it too
-are left out. Needs the fixtures (CIFAR-10 ResNet20 and keyword-spotting DS-CNN, trained, with their data), by default in
-``../shared/fixtures`` beside the repository:
+are left out. Needs the fixtures (CIFAR-10 ResNet20 and keyword-spotting DS-CNN, trained, with their data), by default
+in ``../shared/fixtures`` beside the repository:
 
     python -m benchmarks.bench_accuracy [--fixtures DIR] [--network NAME] [--seeds N] [--refine]
 """
