@@ -1,11 +1,16 @@
 """Reference pages that are made from the program itself each time the site is built, and so are never behind it."""
 
+from __future__ import annotations
+
 import inspect
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
-from sphinx.application import Sphinx
 from typer.cli import get_docs_for_click
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx  # the tests of these pages do without
 
 FOLDER = Path("reference")
 
