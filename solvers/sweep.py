@@ -10,6 +10,7 @@ import numpy as np
 
 from solvers.arithmetic import BLOCK, fits, rounding
 from solvers.auto import solve
+from solvers.breakpoints import breakpoint_multipliers
 from solvers.lagrangian import first_multiplier
 from solvers.levels import Listed
 from solvers.presolve import least_cost
@@ -22,6 +23,7 @@ _SEARCHES = 60
 _FILLS = 24
 _WIDTH = 1e-6  # mixing the ends of such a bracket loses its square
 _HALVINGS = 40
+_BESIDE = 0.4 * _WIDTH
 _ASIDE = {False: 1e-3, True: 2e-2}  # of a bracket, to either side of the interpolated root; with discrete k
 _STEPS = 8.0  # steps of average cost that are left to the filling
 _STEPPED = 10  # rounds after which they are left to it anyway
@@ -99,9 +101,7 @@ class _Grid:
 
     def brackets(self, budgets: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Feasible and infeasible log multipliers of increasing budgets (s,): the samples of all serve each."""
-        ends = [first_multiplier(self.problem.with_budget(b)) for b in (budgets[0], budgets[-1])]
-        spread = np.log(budgets) - np.log(budgets[0])
-        t = ends[0] + (ends[1] - ends[0]) * (spread / spread[-1] if spread[-1] > 0.0 else spread)
+        t = self._first(budgets)
         tried, costs = np.zeros(0), np.zeros(0)
         enough = _STEPS * self._step_cost() if self.problem.discrete.all() else 0.0
         for count in range(_SEARCHES):
@@ -120,6 +120,15 @@ class _Grid:
             needed = np.unique(np.clip(np.concatenate([position - 1, position]), 0, tried.size - 1))
             tried, costs = tried[needed], costs[needed]
         return feasible, infeasible
+
+    def _first(self, budgets: FloatArray) -> FloatArray:
+        """Log multipliers to begin with: to both sides of the roots where these are known, else one a budget."""
+        roots = breakpoint_multipliers(self.problem, budgets)
+        if roots is not None:
+            return np.asarray(np.clip(np.concatenate([roots - _BESIDE, roots + _BESIDE]), -690.0, 690.0))
+        ends = [first_multiplier(self.problem.with_budget(b)) for b in (budgets[0], budgets[-1])]
+        spread = np.log(budgets) - np.log(budgets[0])
+        return np.asarray(ends[0] + (ends[1] - ends[0]) * (spread / spread[-1] if spread[-1] > 0.0 else spread))
 
     def _step_cost(self) -> float:
         """Average cost of a step from one level to the next."""

@@ -82,12 +82,13 @@ class Power(Term):
         object.__setattr__(self, "exponent", _parameter("exponent", exponent))
 
     @property
-    def _is_reciprocal(self) -> bool:
+    def is_reciprocal(self) -> bool:
+        """Whether phi is 1/k for all variables."""
         return self.exponent.ndim == 0 and float(self.exponent) == 1.0
 
     def value(self, k: FloatArray) -> FloatArray:
         """k^-p."""
-        return 1.0 / k if self._is_reciprocal else k**-self.exponent
+        return 1.0 / k if self.is_reciprocal else k**-self.exponent
 
     def marginal(self, k: FloatArray) -> FloatArray:
         """P k^-(p + 1)."""
@@ -96,12 +97,12 @@ class Power(Term):
     def inverse_marginal(self, x: FloatArray) -> FloatArray:
         """(p / x)^(1 / (p + 1))."""
         y = self.exponent / x
-        root: FloatArray = np.sqrt(y, out=y) if self._is_reciprocal and y.ndim else y ** (1.0 / (self.exponent + 1.0))
+        root: FloatArray = np.sqrt(y, out=y) if self.is_reciprocal and y.ndim else y ** (1.0 / (self.exponent + 1.0))
         return root
 
     def integer_minimiser(self, x: FloatArray) -> FloatArray:
         """For p = 1 in closed form: k (k + 1) >= 1 / x, so k = ceil(sqrt(1 / x + 1 / 4) - 1 / 2)."""
-        if not self._is_reciprocal:
+        if not self.is_reciprocal:
             return super().integer_minimiser(x)
         k = np.asarray(1.0 / x)
         k += 0.25
