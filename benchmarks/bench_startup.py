@@ -5,6 +5,7 @@ Prints the median and the range of several runs, taken in turn. Run: python benc
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -40,9 +41,10 @@ def synthetic_profile() -> Profile:
 
 
 def seconds(*arguments: str) -> float:
-    """Wall time of one run of this interpreter."""
+    """Wall time of one run of this interpreter, which finds modules compiled as installed ones are."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=environment)
     return time.perf_counter() - start
 
 

@@ -79,7 +79,8 @@ class Repetition:
 class Hardware:
     """An analog accelerator: noise terms, realisable repetitions and energy at K = 1.
 
-    Files and their schema are read by ``precalloc.hardware_files``, imported on use since pydantic and pint are slow.
+    Files are read by ``precalloc.hardware_files``, imported on use since pydantic and pint are slow; records inside
+    other files by ``precalloc.hardware_records``.
 
     Energy of a site at K repetitions is K * (macs * energy_per_mac_joule + outputs * energy_per_conversion_joule).
     ``digital_biases`` says whether biases are added digitally, after conversion, where a correction costs no energy.
@@ -134,17 +135,17 @@ class Hardware:
         Raises
         ------
         HardwareError
-            If an entry is missing, unknown or malformed.
+            If an entry is missing or malformed.
         """
-        from precalloc import hardware_files
+        from precalloc import hardware_records
 
-        return hardware_files.from_record(record, where)
+        return hardware_records.from_record(record, where)
 
     def to_dict(self) -> dict[str, Any]:
         """Describe the hardware in JSON-able values: SI numbers with the unit in their name, no upper bound as None."""
-        from precalloc import hardware_files
+        from precalloc import hardware_records
 
-        return hardware_files.to_record(self)
+        return hardware_records.to_record(self)
 
     def to_toml(self) -> str:
         """Describe the hardware as a TOML file that ``load`` reads back to an equal value."""

@@ -1,4 +1,4 @@
-"""Hardware descriptions as files and records: TOML with units for people, JSON-able records inside other files."""
+"""Hardware descriptions as files: TOML with units, for people."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import difflib
 import math
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Literal, Self, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from precalloc.errors import HardwareError, UnitError
 from precalloc.hardware import AVERAGED_BY, Hardware, NoiseKind, NoiseTerm, Redundancy, Repetition
+from precalloc.hardware_records import to_tables
 from precalloc.units import format_energy, parse_quantity
-
-SCHEMA = "precalloc/hardware"
-VERSION = 1
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -63,20 +61,6 @@ class _EnergyWithUnits(_Table):
     per_mac: Annotated[float, BeforeValidator(partial(_energy, per="MAC"))]
     per_conversion: Annotated[float, BeforeValidator(partial(_energy, per="conversion"))] = 0.0
     source: str = ""
-
-
-class _EnergyInJoule(_Table):
-    per_mac_joule: _NotNegative
-    per_conversion_joule: _NotNegative = 0.0
-    source: str = ""
-
-    @property
-    def per_mac(self) -> float:
-        return self.per_mac_joule
-
-    @property
-    def per_conversion(self) -> float:
-        return self.per_conversion_joule
 
 
 class _Repetition(_Table):
@@ -129,14 +113,14 @@ class _Digital(_Table):
     biases: bool = False
 
 
-class _Description(_Table):
+class _File(_Table):
     format: Literal["precalloc/hardware"] = Field(alias="schema")
     version: Literal[1]
     name: Annotated[str, Field(min_length=1)]
     description: str = ""
     repetition: _Repetition
     noise: Annotated[list[_Noise], Field(min_length=1)]
-    energy: _EnergyWithUnits | _EnergyInJoule
+    energy: _EnergyWithUnits
     digital: _Digital = _Digital()
 
     @model_validator(mode="after")
@@ -160,14 +144,6 @@ class _Description(_Table):
             energy_source=self.energy.source,
             digital_biases=self.digital.biases,
         )
-
-
-class _File(_Description):
-    energy: _EnergyWithUnits
-
-
-class _Record(_Description):
-    energy: _EnergyInJoule
 
 
 def preset_names() -> tuple[str, ...]:
@@ -214,31 +190,12 @@ def parse(content: str, where: str) -> Hardware:
         raise _explain(error, where) from error
 
 
-def from_record(record: Mapping[str, Any], where: str) -> Hardware:
-    """Read what ``to_record`` gave; ``where`` names its origin in messages."""
-    try:
-        return _Record.model_validate(dict(record)).value()
-    except ValidationError as error:
-        raise _explain(error, where) from error
-
-
-def to_record(hardware: Hardware) -> dict[str, Any]:
-    """Describe a hardware in JSON-able values: SI numbers with the unit in their name, no upper bound as None."""
-    return _tables(hardware) | {
-        "energy": {
-            "per_mac_joule": hardware.energy_per_mac_joule,
-            "per_conversion_joule": hardware.energy_per_conversion_joule,
-            "source": hardware.energy_source,
-        }
-    }
-
-
 def to_toml(hardware: Hardware) -> str:
     """Describe a hardware as a TOML file that ``load`` reads back to an equal value."""
     import tomli_w
 
     exact = partial(format_energy, digits=17)
-    tables = _tables(hardware) | {
+    tables = to_tables(hardware) | {
         "energy": {
             "per_mac": exact(hardware.energy_per_mac_joule),
             "per_conversion": exact(hardware.energy_per_conversion_joule),
@@ -248,34 +205,6 @@ def to_toml(hardware: Hardware) -> str:
     # TOML has no null; tables come after plain entries, and arrays of tables last.
     tables["repetition"] = {key: value for key, value in tables["repetition"].items() if value is not None}
     return tomli_w.dumps(tables | {"noise": tables.pop("noise")})
-
-
-def _tables(hardware: Hardware) -> dict[str, Any]:
-    """Everything but the energies, which files write with units and records without."""
-    repetition = hardware.repetition
-    listed = not isinstance(repetition.levels, str)
-    return {
-        "schema": SCHEMA,
-        "version": VERSION,
-        "name": hardware.name,
-        "description": hardware.description,
-        "repetition": {
-            "redundancy": str(repetition.redundancy),
-            "levels": list(repetition.levels) if listed else repetition.levels,
-            "min": None if listed else repetition.k_min,
-            "max": None if listed or math.isinf(repetition.k_max) else repetition.k_max,
-        },
-        "digital": {"biases": hardware.digital_biases},
-        "noise": [
-            {
-                "kind": str(term.kind),
-                "photons_per_mac" if term.kind is NoiseKind.SHOT else "sigma": term.level,
-                "averaged_by": sorted(str(redundancy) for redundancy in term.averaged_by),
-                "source": term.source,
-            }
-            for term in hardware.noise
-        ],
-    }
 
 
 def _suggestion(word: str, known: Iterable[str]) -> str:

@@ -206,3 +206,23 @@ def test_records_are_checked_too():
     del record["repetition"]
     with pytest.raises(HardwareError, match=r"kmap\.json.*repetition is missing"):
         Hardware.from_dict(record, where="of kmap.json")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda r: r.update(version=2), "version 2"),
+        (lambda r: r["noise"].clear(), "noise is empty"),
+        (lambda r: r["noise"][0].update(kind="termal"), "termal"),
+        (lambda r: r["noise"][0].update(sigma=-1.0), r"sigma = -1\.0 must be a positive"),
+        (lambda r: r["energy"].update(per_mac_joule=float("nan")), "per_mac_joule = nan"),
+        (lambda r: r["repetition"].update(levels=[2, 1]), "ascending"),
+        (lambda r: r["repetition"].update(levels="any"), "any.*integer"),
+        (lambda r: r.update(energy=None), "of kmap"),
+    ],
+)
+def test_malformed_records_are_refused(spoil, words):
+    record = Hardware.load("crossbar-thermal").to_dict()
+    spoil(record)
+    with pytest.raises(HardwareError, match=words):
+        Hardware.from_dict(record, where="of kmap.json")
