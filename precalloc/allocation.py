@@ -227,6 +227,8 @@ class Allocation:
             self._ranges(),
             self.bias_corrections,
             self._digital_names(),
+            self.provenance.model_hash,
+            self.provenance.data_hash,
         )
 
     def uniform_kmap(self) -> KMap:

@@ -51,6 +51,8 @@ class KMap:
         nonlinearities; sites without an entry are not corrected.
     digital
         Names of sites that stay digital and have no noise.
+    model_hash, data_hash
+        Of the model and the calibration data that it was chosen for; empty where unknown.
     """
 
     granularity: Granularity
@@ -59,6 +61,8 @@ class KMap:
     ranges: Mapping[str, SiteRanges]
     bias_corrections: Mapping[str, FloatArray] = field(default_factory=dict)
     digital: frozenset[str] = frozenset()
+    model_hash: str = ""
+    data_hash: str = ""
 
     def compensated(self, bias_corrections: Mapping[str, FloatArray]) -> KMap:
         """Give the same K with other bias corrections."""
@@ -123,13 +127,15 @@ class KMap:
                 if site.get("bias_correction") is not None
             }
             digital = frozenset(str(site["name"]) for site in record.get("digital", ()))
+            origin = record.get("provenance") or {}
+            hashes = str(origin.get("model_hash", "")), str(origin.get("data_hash", ""))
         except HardwareError as error:
             raise KMapError(str(error)) from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise KMapError(f"{where} is malformed: {type(error).__name__} {error}. Allocate again.") from error
         if len(repetitions) != len(record["sites"]) or not repetitions or digital & set(repetitions):
             raise KMapError(f"{where} names a site twice or none at all. Allocate again.")
-        return cls(granularity, hardware, repetitions, ranges, corrections, digital)
+        return cls(granularity, hardware, repetitions, ranges, corrections, digital, *hashes)
 
 
 def _repetitions(site: Mapping[str, Any], granularity: Granularity, where: str) -> FloatArray:

@@ -306,6 +306,21 @@ def require_fresh(model: nn.Module, data: object, allocation: Allocation) -> Non
         )
 
 
+def doubts(kmap: KMap, model: nn.Module, data: object) -> tuple[str, ...]:
+    """Say where a K map is simulated on other than what it was chosen for, or on the very data it was chosen on."""
+    from precalloc.network.data import as_data, data_hash
+    from precalloc.network.models import model_hash
+
+    found = []
+    if kmap.model_hash and model_hash(model) != kmap.model_hash:
+        found.append(
+            "This is not the model that the K map was chosen for: its weights differ. Was --weights forgotten?"
+        )
+    if kmap.data_hash and data_hash(as_data(data)) == kmap.data_hash:
+        found.append("This is the data that K was chosen on. Give other data for an unbiased result.")
+    return tuple(found)
+
+
 def load(model: str, weights: str | None) -> nn.Module:
     """Load a model from its specification."""
     from precalloc.network.models import load_model

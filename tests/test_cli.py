@@ -94,6 +94,24 @@ def test_other_mistakes(profile_file):
     assert run("nonsense").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("profile", "net.py:build", "--data", "calib.npz", "--out", "p.npz"), "Missing option '--hardware'"),
+        (("allocate", "--granularity", "row", "--out", "x"), "'row' is not one of 'layer', 'channel'"),
+        (("allocate", "--bugdet", "3"), "--budget"),
+        (("alocate",), "allocate"),
+        (("hardware", "shw"), "show"),
+    ],
+)
+def test_unreadable_options_are_one_line_too(arguments, expected):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert expected in result.stderr
+    assert "--help" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
 def test_interruption_exits_with_130(profile_file, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

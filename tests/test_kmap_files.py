@@ -7,6 +7,7 @@ from importlib import resources
 import jsonschema
 import numpy as np
 import pytest
+import torch
 from builders import CHANNELS, make_hardware, make_profile
 
 from precalloc.accuracy import SimulatedAccuracy, SimulatedLoss
@@ -15,7 +16,10 @@ from precalloc.errors import KMapError, PrecallocError
 from precalloc.hardware import NoiseKind, Redundancy
 from precalloc.kmap_files import kmap_csv, kmap_json, kmap_record
 from precalloc.kmaps import KMap
+from precalloc.network.data import as_data, data_hash
+from precalloc.network.models import model_hash
 from precalloc.output_files import write_files
+from precalloc.workflow import doubts
 
 SCHEMA = json.loads((resources.files("precalloc") / "schemas" / "kmap.schema.json").read_text(encoding="utf-8"))
 
@@ -168,3 +172,16 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PrecallocError, match=r"Cannot write to .*file"):
         write_files(tmp_path / "file", {"a": "x"})
+
+
+def test_simulating_on_another_model_or_on_the_calibration_data_is_said():
+    network, calibration = torch.nn.Linear(2, 2), {"x": np.ones((3, 2), np.float32), "y": np.zeros(3, int)}
+    kmap = replace(
+        allocations()["layer"].kmap(), model_hash=model_hash(network), data_hash=data_hash(as_data(calibration))
+    )
+    weights, data = doubts(kmap, torch.nn.Linear(2, 2), calibration)
+    assert "--weights" in weights
+    assert "chosen on" in data
+    assert doubts(kmap, network, calibration | {"y": np.ones(3, int)}) == ()
+    unknown = replace(kmap, model_hash="", data_hash="")
+    assert doubts(unknown, torch.nn.Linear(2, 2), calibration) == ()

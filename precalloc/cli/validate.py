@@ -51,4 +51,7 @@ def validate(
         )
         simulated = workflow.simulate(network, examples, repetitions, effort, workflow.checkpoint_of(kmap))
     terminal.show(simulation_table(simulated))
-    terminal.result({"kmap": str(kmap), "simulated": simulated.to_record()})
+    notes = workflow.doubts(repetitions, network, examples)
+    for note in notes:
+        terminal.say(f"Note: {note}")
+    terminal.result({"kmap": str(kmap), "simulated": simulated.to_record(), "notes": list(notes)})
