@@ -23,6 +23,13 @@ def accuracy(value: Accuracy | None) -> str:
     return f"{100.0 * value.accuracy:.1f} % [{100.0 * value.accuracy_low:.1f}, {100.0 * value.accuracy_high:.1f}]"
 
 
+def interval(value: Accuracy | None) -> str:
+    """Write the 95 % interval of an accuracy, or a dash where there is none."""
+    if value is None or math.isnan(value.accuracy):
+        return "-"
+    return f"95 % interval {100.0 * value.accuracy_low:.1f} to {100.0 * value.accuracy_high:.1f}"
+
+
 def drop(value: Accuracy | None) -> str:
     """Write a drop in points with its 95 % interval, or a dash where there is none."""
     if value is None or math.isnan(value.drop):
