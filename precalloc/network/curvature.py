@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from precalloc.hardware import NoiseKind
-from precalloc.network.observation import Call, Layout, per_example
+from precalloc.network.observation import Call, Layout, output_terms, per_example
 from precalloc.network.operators import widened
 from precalloc.profiles import FloatArray
 
@@ -102,10 +102,9 @@ def curvature_terms(
     for call, gradient in zip(calls, gradients[: len(calls)], strict=True):
         if gradient is None:
             continue
-        squared, place = widened(gradient).square(), slots.of(call.site)
-        for kind, sums in outputs.items():
-            values = squared if kind is NoiseKind.THERMAL else squared * call.shot
-            sums[:, place] += per_example(values, call, layouts[call.site], examples).cpu().numpy()
+        place = slots.of(call.site)
+        for kind, values in output_terms(widened(gradient).square(), call, kinds):
+            outputs[kind][:, place] += per_example(values, call, layouts[call.site], examples).cpu().numpy()
     return CurvatureTerms(outputs, *_operand_terms(weights, gradients[len(calls) :], slots))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from precalloc.hardware import NoiseKind
 from precalloc.network.curvature import ChannelSlots
-from precalloc.network.observation import Call, Layout, output_gradients, per_example
+from precalloc.network.observation import Call, Layout, output_gradients, output_terms, per_example
 from precalloc.network.operators import widened
 
 
@@ -56,26 +56,11 @@ def margin_covariance(
             first, second = reached[s], reached[t]
             if first is None or second is None:
                 continue
-            product = widened(first) * widened(second)
-            _add(result, NoiseKind.THERMAL, product, call, layout, slots, column)
-            if NoiseKind.SHOT in kinds:
-                _add(result, NoiseKind.SHOT, product * call.shot, call, layout, slots, column)
+            for kind, values in output_terms(widened(first) * widened(second), call, kinds):
+                result[kind][:, slots.of(call.site), column] += _by_channel(values, call, layout, examples)
     if NoiseKind.WEIGHT in kinds:
         _add_weight_noise(result[NoiseKind.WEIGHT], gradients, calls, layouts, slots, pairs)
     return result
-
-
-def _add(
-    result: Mapping[NoiseKind, Tensor],
-    kind: NoiseKind,
-    values: Tensor,
-    call: Call,
-    layout: Layout,
-    slots: ChannelSlots,
-    column: int,
-) -> None:
-    if kind in result:
-        result[kind][:, slots.of(call.site), column] += _by_channel(values, call, layout, len(result[kind]))
 
 
 def _by_channel(values: Tensor, call: Call, layout: Layout, examples: int) -> Tensor:

@@ -273,8 +273,7 @@ class Measurement:
             arrays["margins"] = np.concatenate(self.margins)
         for index, tails in enumerate(self.ranges.values()):
             high, low, count = tails.state()
-            arrays |= {f"range/{index}/high": high.numpy(), f"range/{index}/low": low.numpy()}
-            arrays[f"range/{index}/count"] = np.array(count)
+            arrays |= {f"range/{index}/high": high, f"range/{index}/low": low, f"range/{index}/count": np.array(count)}
         return arrays
 
     def restore(self, arrays: Arrays) -> None:
@@ -292,5 +291,5 @@ class Measurement:
                 self.channel_covariance[kind] = [arrays[f"channel_covariance/{kind}"]]
         self.margins = [arrays["margins"]] if "margins" in arrays else []
         for index, tails in enumerate(self.ranges.values()):
-            high, low = (torch.from_numpy(arrays[f"range/{index}/{key}"]) for key in ("high", "low"))
-            tails.restore(high, low, int(arrays[f"range/{index}/count"]))
+            high, low, count = (arrays[f"range/{index}/{key}"] for key in ("high", "low", "count"))
+            tails.restore(high, low, int(count))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from precalloc.hardware import NoiseKind
 from precalloc.network.data import Batch
 from precalloc.network.draws import ExampleDraws
 from precalloc.network.forward import Forward
@@ -119,7 +120,7 @@ class Recorder:
         if id(weight) not in self._changes:
             self._changes[id(weight)] = [probing.draw(product) for _ in range(probing.count)]
         # The difference takes off the bias without a pass of its own for it.
-        return tuple(product.apply(product.x, product.w + change) - y for change in self._changes[id(weight)])
+        return tuple(product.apply(product.x, product.w + change).sub_(y) for change in self._changes[id(weight)])
 
     def _variable(self, site: str, product: Product) -> Tensor:
         if not product.is_static:
@@ -171,6 +172,17 @@ def per_example(values: Tensor, call: Call, layout: Layout, examples: int) -> Te
     summed = split.sum(summed_axes) if summed_axes else split
     ordered: Tensor = summed.permute([kept.index(i) for i in (example_axis, *channel_axes)])
     return ordered.reshape(examples, -1)
+
+
+def output_terms(values: Tensor, call: Call, kinds: Collection[NoiseKind]) -> Iterator[tuple[NoiseKind, Tensor]]:
+    """Multiply values of a call's output by the unit variance of each noise on it, short of the channels' own constants.
+
+    ``values`` are used up: every item is to be taken in before the next one.
+    """
+    if NoiseKind.THERMAL in kinds:
+        yield NoiseKind.THERMAL, values
+    if NoiseKind.SHOT in kinds:
+        yield NoiseKind.SHOT, values.mul_(call.shot)
 
 
 def _positions(call: Call) -> list[int]:

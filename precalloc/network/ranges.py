@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+_Values = NDArray[np.float32]
 
 # Values of which only the extremes are looked at, where these are too small.
 _GROUP = 64
@@ -15,11 +19,6 @@ def flat_view(t: Tensor) -> Tensor:
     """All elements in memory order, without a copy where the tensor is dense, channels-last included."""
     order = sorted(range(t.dim()), key=t.stride, reverse=True)
     return t.permute(order).reshape(-1)
-
-
-def _above(values: Tensor, bound: float) -> Tensor:
-    """Which values are above; NaN is, as it is in ``topk``."""
-    return ~(values <= bound)
 
 
 class TailRange:
@@ -38,37 +37,38 @@ class TailRange:
     def __init__(self, percentile: float, expected: int) -> None:
         self._percentile = percentile
         self._size = math.ceil((1.0 - percentile / 100.0) * expected * 1.25) + 2
-        self._tails = [torch.empty(0), torch.empty(0)]  # of the values, and of their negatives
+        self._tails = (np.zeros(0, np.float32), np.zeros(0, np.float32))  # of the values, and of their negatives
         self._count = 0
 
     def update(self, values: Tensor) -> None:
         """Take in further values of any shape."""
         flat = flat_view(values.detach())
         self._count += flat.numel()
-        self._tails = [self._merge(tail, flat, sign) for tail, sign in zip(self._tails, (1, -1), strict=True)]
+        self._tails = self._merge(self._tails[0], flat, 1), self._merge(self._tails[1], flat, -1)
 
-    def _merge(self, tail: Tensor, flat: Tensor, sign: int) -> Tensor:
-        """The largest of the tail and of ``sign`` times the values, in descending order."""
-        bound = float(tail[-1]) if len(tail) == self._size else -math.inf
-        found = self._candidates(flat, sign, bound).float().cpu()
-        if len(found) == 0:
-            return tail
-        merged = torch.cat([tail, found])
-        return merged.topk(min(self._size, len(merged))).values
+    def _merge(self, tail: _Values, flat: Tensor, sign: int) -> _Values:
+        """The largest of the tail and of ``sign`` times the values; a full tail begins with its smallest."""
+        bound = float(tail[0]) if len(tail) == self._size else -math.inf
+        found = self._candidates(flat, sign, bound)
+        return self._largest(np.concatenate([tail, found])) if len(found) else tail
 
-    def _candidates(self, flat: Tensor, sign: int, bound: float) -> Tensor:
+    def _candidates(self, flat: Tensor, sign: int, bound: float) -> _Values:
         """Every one of ``sign`` times the values that can be among the largest and above ``bound``.
 
         The groups with the largest extremes hold them all: each has a value at least as large as any of the others.
         """
         grouped = flat.numel() - flat.numel() % _GROUP
         groups = flat[:grouped].view(-1, _GROUP)
-        extremes = groups.amax(1) if sign > 0 else -groups.amin(1)
-        index = _above(extremes, bound).nonzero().flatten()
+        extremes = _as_array(groups.amax(1) if sign > 0 else groups.amin(1)) * sign
+        index = np.flatnonzero(_above(extremes, bound))
         if len(index) > self._size:
-            index = index[extremes[index].topk(self._size).indices]
-        found = torch.cat([groups[index].flatten(), flat[grouped:]]) * sign
+            index = index[np.argpartition(extremes[index], -self._size)[-self._size :]]
+        chosen = groups.index_select(0, torch.from_numpy(index).to(flat.device))
+        found = np.concatenate([_as_array(part).ravel() for part in (chosen, flat[grouped:])]) * sign
         return found[_above(found, bound)]
+
+    def _largest(self, values: _Values) -> _Values:
+        return values if len(values) < self._size else np.partition(values, -self._size)[-self._size :]
 
     def value(self) -> float:
         """The range of all values so far; 0 before the first."""
@@ -76,17 +76,30 @@ class TailRange:
             return 0.0
         return self._quantile(self._tails[0]) + self._quantile(self._tails[1])
 
-    def _quantile(self, tail: Tensor) -> float:
+    def _quantile(self, tail: _Values) -> float:
         rank = (self._count - 1) * (1.0 - self._percentile / 100.0)  # from the extreme inwards
         inner = math.floor(rank)
         assert inner < len(tail), "the stream was longer than it was said to be"
-        upper, lower = float(tail[inner]), float(tail[min(inner + 1, len(tail) - 1)])
+        ordered = np.sort(tail)[::-1]
+        upper, lower = float(ordered[inner]), float(ordered[min(inner + 1, len(tail) - 1)])
         return upper + (rank - inner) * (lower - upper)
 
-    def state(self) -> tuple[Tensor, Tensor, int]:
+    def state(self) -> tuple[_Values, _Values, int]:
         """Everything that a checkpoint must hold."""
-        return self._tails[0], self._tails[1], self._count
+        return *self._tails, self._count
 
-    def restore(self, high: Tensor, low: Tensor, count: int) -> None:
+    def restore(self, high: _Values, low: _Values, count: int) -> None:
         """Go on from a checkpoint."""
-        self._tails, self._count = [high, low], count
+        self._tails, self._count = (high, low), count
+
+
+def _as_array(t: Tensor) -> _Values:
+    """Values in single precision on the host."""
+    array: _Values = t.float().cpu().numpy()
+    return array
+
+
+def _above(values: _Values, bound: float) -> NDArray[np.bool_]:
+    """Which values are above; NaN is, as it is the largest for ``numpy.partition``."""
+    above: NDArray[np.bool_] = ~(values <= bound)
+    return above
