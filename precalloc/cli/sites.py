@@ -26,7 +26,8 @@ def sites(
     report = discover(workflow.load(model, weights), workflow.load_examples(data))
     terminal.show(sites_table(report.sites))
     for entry in report.uncovered:
-        terminal.say(f"not covered: {entry.name} ({entry.operator}, {count(entry.macs)} MACs)")
+        macs = f"{count(entry.macs)} MACs" if entry.understood else "its kernel is not looked into"
+        terminal.say(f"not covered: {entry.name} ({entry.operator}, {macs})")
     for product in report.digital:
         terminal.say(f"digital: {product.name} ({product.operator}, {count(product.macs)} MACs, {product.reason})")
     for name in report.never_called:

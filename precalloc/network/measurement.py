@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from precalloc.errors import ModelError
 from precalloc.hardware import Hardware, NoiseKind
 from precalloc.network.checkpoints import Arrays
 from precalloc.network.curvature import Block, ChannelSlots, CurvatureTerms, GroupSums, channel_sum, curvature_terms
@@ -48,6 +49,14 @@ class Options:
     margins: int
     prediction_examples: int
     range_percentile: float
+
+
+def _late_site(site: str) -> str:
+    """What to say of a site that the first batch does not show."""
+    return (
+        f"Site '{site}' runs on later examples, but not on the first batch, on which sites are found. "
+        "Put an example on which it runs among the first, or take larger batches (--batch-size)."
+    )
 
 
 class Measurement:
@@ -163,6 +172,8 @@ class Measurement:
         self.totals["loss"] += float((self.task.loss(output, reference) * weight).sum())
 
     def _observe(self, site: str, product: Product, y: Tensor) -> None:
+        if site not in self.surveyed:
+            raise ModelError(_late_site(site))
         self.ranges[site, "inputs"].update(product.x)
         self.ranges[site, "outputs"].update(y)
         if product.rows is None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from precalloc.errors import KMapError
 from precalloc.hardware import Hardware, NoiseKind
 from precalloc.kmaps import KMap, SiteRanges
 from precalloc.network.operators import Product, wide_dtype, widened
@@ -90,6 +91,11 @@ class NoiseInjector:
 
     def __call__(self, site: str, product: Product) -> Tensor:
         """Compute one product with noise."""
+        if site not in self._sites:
+            raise KMapError(
+                f"Site '{site}' runs on this data, but the K map has no K for it: it did not run on the first batch "
+                "of the calibration data. Put an example on which it runs among the first, and profile anew."
+            )
         noise = self._sites[site]
         if noise is None:
             return product.apply(product.x, product.w)

@@ -175,7 +175,7 @@ def per_example(values: Tensor, call: Call, layout: Layout, examples: int) -> Te
 
 
 def output_terms(values: Tensor, call: Call, kinds: Collection[NoiseKind]) -> Iterator[tuple[NoiseKind, Tensor]]:
-    """Multiply values of a call's output by the unit variance of each noise on it, short of the channels' own constants.
+    """Multiply values of a call's output by each noise's unit variance, short of the channels' own constants.
 
     ``values`` are used up: every item is to be taken in before the next one.
     """

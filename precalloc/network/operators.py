@@ -97,9 +97,10 @@ def operator_name(func: Callable[..., Any]) -> str:
     ``conv2d`` for ``F.conv2d`` and ``aten.conv2d.default`` alike; operators outside of ATen keep their namespace.
     """
     schema = getattr(func, "_schema", None)
-    if schema is None:
-        return getattr(func, "__name__", None) or repr(func)
-    name: str = schema.name
+    if schema is not None:
+        name: str = schema.name
+    else:
+        name = getattr(func, "_qualified_op_name", None) or getattr(func, "__name__", None) or repr(func)
     return name.removeprefix("aten::")
 
 

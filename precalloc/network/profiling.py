@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -116,7 +117,7 @@ def profile(
         _check_labels(source, judged, clean)
         margins = min(margins, clean.shape[1] - 1) if judged.has_margins else 0
         options = Options(hardware.kinds, seed, batch_size, margins, prediction_examples, range_percentile)
-        layouts = _layouts(ready, first, judged.forward)
+        layouts = _layouts(ready, first, judged.forward, found.counts)
         measurement = Measurement(options, judged, found.counts, first.size, layouts, source.examples)
         keeper = Checkpoint(checkpoint, f"{model_hash(model)} {data_hash(source)} {judged.name} {options}")
         with keeper.running(measurement.state, measurement.restore):
@@ -179,8 +180,10 @@ def _check_labels(data: Data, task: Task, output: Tensor) -> None:
     check_classes(labels, labels.shape[:1], output.shape[1])
 
 
-def _layouts(model: nn.Module, batch: Batch, forward: Forward) -> dict[str, Layout]:
+def _layouts(model: nn.Module, batch: Batch, forward: Forward, sites: Collection[str]) -> dict[str, Layout]:
     found = find_layouts(model, batch.take(3), forward)
+    if not found.keys() >= set(sites):  # what runs may depend on the examples
+        found = find_layouts(model, batch, forward) | found
     layouts = {site: layout for site, layout in found.items() if layout is not None}
     if len(layouts) < len(found):
         raise ModelError(

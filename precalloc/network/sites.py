@@ -24,11 +24,16 @@ from precalloc.profiles import Site
 
 @dataclass(frozen=True)
 class Uncovered:
-    """MACs per inference that belong to no site."""
+    """MACs per inference that belong to no site.
+
+    Where the operator is not ``understood`` (its kernel is not looked into), one MAC an output element: a lower bound,
+    or none at all.
+    """
 
     name: str
     operator: str
     macs: float
+    understood: bool = True
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,11 @@ def survey(model: nn.Module, batch: Batch, forward: Forward) -> Found:
     each = [(name, operator, macs / batch.size, reason) for (name, operator, reason), macs in run.macs.items()]
     return Found(
         run.counts,
-        tuple(Uncovered(name, operator, macs) for name, operator, macs, reason in each if reason is None),
+        tuple(
+            Uncovered(name, operator, macs, operator not in run.opaque)
+            for name, operator, macs, reason in each
+            if reason is None
+        ),
         tuple(DigitalProduct(name, operator, macs, reason) for name, operator, macs, reason in each if reason),
         _never_called(model, run),
     )
@@ -173,6 +182,7 @@ class _Survey:
     macs: dict[tuple[str, str, str | None], float] = field(default_factory=dict)
     seen_flops: int = 0
     called: set[str] = field(default_factory=set)
+    opaque: set[str] = field(default_factory=set)
 
     def on_product(self, name: str, product: Product) -> Tensor:
         before = self.flops.get_total_flops()
@@ -187,18 +197,28 @@ class _Survey:
         seen = self.flops.get_total_flops() - before
         self.seen_flops += seen
         macs = seen / 2
-        if operator in OPAQUE_OPERATORS and seen == 0:
+        if seen == 0 and reason is None and _is_opaque(operator):
             macs = _output_elements(result)
+            self.opaque.add(operator)
         if macs or reason:
             key = (path, operator, reason)
             self.macs[key] = self.macs.get(key, 0) + macs
         return result
 
 
+def _is_opaque(operator: str) -> bool:
+    """Whether the flop counter cannot look into an operator: a kernel of torch's, or any of another library."""
+    return operator in OPAQUE_OPERATORS or "::" in operator
+
+
 def _output_elements(result: Any) -> float:
-    """One MAC per output element, a lower bound: the flop counter does not look into these kernels."""
-    first = result[0] if isinstance(result, tuple) else result
-    return float(first.numel())
+    """One MAC per element of a real-valued output, a lower bound; indices and counts take none."""
+    first = result[0] if isinstance(result, tuple | list) else result
+    return float(first.numel()) if isinstance(first, Tensor) and not _is_integer(first) else 0.0
+
+
+def _is_integer(t: Tensor) -> bool:
+    return not (t.is_floating_point() or t.is_complex())
 
 
 # Operators that do MACs in one kernel, which the flop counter does not count.
@@ -243,11 +263,16 @@ def require_coverage(counts: Mapping[str, SiteCounts], uncovered: tuple[Uncovere
     if not counts:
         raise ModelError("The model has no sites: no convolution, linear layer or matrix product ran on the data.")
     if uncovered and not allow_uncovered:
-        named = ", ".join(f"{item.operator} in '{item.name or 'the model'}'" for item in uncovered[:5])
+        named = ", ".join(_named(item) for item in uncovered[:5])
         raise CoverageError(
-            f"{len(uncovered)} operators do MACs that no site covers: {named}. "
+            f"{len(uncovered)} operators do MACs that no site covers, or are not understood: {named}. "
             "Rewrite them as supported products, or allow them (--allow-uncovered): they then count as digital."
         )
+
+
+def _named(item: Uncovered) -> str:
+    where = f"{item.operator} in '{item.name or 'the model'}'"
+    return where if item.understood else f"{where} (its kernel is not looked into)"
 
 
 def require_deterministic(model: nn.Module, batch: Batch, forward: Forward) -> Tensor:

@@ -4,6 +4,7 @@ import copy
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from networks import KINDS, hardware, initialised, normal
@@ -547,3 +548,75 @@ def test_what_is_not_covered_is_named(name):
     wrapped = nn.Sequential(nn.Linear(3, 3), model, nn.Flatten(1))
     with pytest.raises(CoverageError, match=rf"{name} in '1'.*--allow-uncovered"):
         profile(initialised(wrapped), x, hardware())
+
+
+@torch.library.custom_op("precalloc_tests::product", mutates_args=())
+def opaque_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """A product in a kernel of another library, into which the flop counter cannot look."""
+    return x @ w
+
+
+def test_operators_of_other_libraries_are_named_as_not_understood():
+    """Called as a function, as an operator of its name space, or as one overload of that."""
+    for function in (opaque_product, torch.ops.precalloc_tests.product, torch.ops.precalloc_tests.product.default):
+        model, x = Call(function, 3, 5), normal(2, N, 3)
+        (found,) = sites(model, x).uncovered
+        assert (found.operator, found.understood, found.macs) == ("precalloc_tests::product", False, 5.0)
+        wrapped = initialised(nn.Sequential(nn.Linear(3, 3), model), seed=1)
+        with pytest.raises(CoverageError, match=r"precalloc_tests::product in '1' \(its kernel is not looked into\)"):
+            profile(wrapped, x, hardware())
+
+
+class Rare(nn.Module):
+    """A layer that runs only where something in the batch is large."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.rare = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return self.rare(y.relu()) if bool((x > 50.0).any()) else y
+
+
+def test_layers_that_run_only_on_later_batches_say_what_to_do():
+    model, x = initialised(Rare(), seed=1), normal(2, 12, 3)
+    ordinary, x[9, 0] = x.clone(), 100.0
+    assert sites(model, x[:4]).never_called == ("rare",)
+    with pytest.raises(ModelError, match=r"Site 'rare' runs on later examples.*among the first.*--batch-size"):
+        profile(model, x, hardware(), batch_size=4)
+    plan = allocate(profile(model, ordinary, hardware(), batch_size=4), "8x")
+    with pytest.raises(KMapError, match=r"Site 'rare' runs on this data.*profile anew"):
+        validate(model, x, plan, batch_size=4, seeds=1)
+    assert len(profile(model, x, hardware(), batch_size=12).sites) == 2  # not among the first three examples
+
+
+def test_linear_layers_of_transformers_are_taken_by_name():
+    """``Conv1D`` computes ``addmm`` with weights of shape (inputs, outputs)."""
+    transformers = pytest.importorskip("transformers")
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.expand, self.head = transformers.pytorch_utils.Conv1D(7, 3), nn.Linear(7, 4)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.expand(x)).mean(1))
+
+    model, x = initialised(Block(), seed=1), normal(2, 8, 5, 3)
+    measured = profile(model, x, hardware(), margins=2)
+    assert [(site.name, site.kind, site.channels, site.macs) for site in measured.sites] == [
+        ("expand", "addmm", 7, 5 * 21.0),
+        ("head", "linear", 4, 28.0),
+    ]
+    same = copy.deepcopy(model)
+    same.expand = nn.Linear(3, 7)
+    with torch.no_grad():
+        same.expand.weight.copy_(model.expand.weight.T)
+        same.expand.bias.copy_(model.expand.bias)
+    for kind in KINDS:
+        np.testing.assert_allclose(
+            measured.damage[kind], profile(same, x, hardware(), margins=2).damage[kind], rtol=1e-4
+        )
+    plan = allocate(measured, "8x", choices=Choices(exclude=("expand",)))
+    assert [entry.site.name for entry in plan.digital] == ["expand"]
