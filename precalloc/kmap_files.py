@@ -59,7 +59,9 @@ def kmap_record(allocation: Allocation) -> dict[str, Any]:
             _site_record(entry, allocation.granularity, allocation.bias_corrections.get(entry.site.name))
             for entry in allocation
         ],
-        "digital": [_digital_record(entry) for entry in allocation.digital],
+        "digital": [
+            _digital_record(entry, allocation.bias_corrections.get(entry.site.name)) for entry in allocation.digital
+        ],
         "digital_energy_joule": allocation.digital_energy_joule,
         "choices": asdict(allocation.choices),
         "notes": list(allocation.notes),
@@ -102,7 +104,7 @@ def _site_record(entry: SiteAllocation, granularity: Granularity, correction: Fl
         "energy_joule": entry.energy_joule,
         "damage": entry.damage,
         "noise_bits": plain_number(entry.noise_bits),
-        "bias_correction": None if correction is None else correction.tolist(),
+        "bias_correction": _listed(correction),
     }
 
 
@@ -136,8 +138,12 @@ def _uniform_record(uniform: UniformAllocation | None) -> dict[str, Any] | None:
     }
 
 
-def _digital_record(entry: DigitalSite) -> dict[str, Any]:
-    return _counts(entry.site) | {"energy_joule": entry.energy_joule}
+def _digital_record(entry: DigitalSite, correction: FloatArray | None) -> dict[str, Any]:
+    return _counts(entry.site) | {"energy_joule": entry.energy_joule, "bias_correction": _listed(correction)}
+
+
+def _listed(correction: FloatArray | None) -> list[float] | None:
+    return None if correction is None else correction.tolist()
 
 
 def _counts(site: Site) -> dict[str, Any]:

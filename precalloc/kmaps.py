@@ -50,7 +50,7 @@ class KMap:
         What to add to the digital bias of every output channel, against the mean shift that noise causes behind
         nonlinearities; sites without an entry are not corrected.
     digital
-        Names of sites that stay digital and have no noise.
+        Names of sites that stay digital and have no noise; their biases may be corrected too.
     model_hash, data_hash
         Of the model and the calibration data that it was chosen for; empty where unknown.
     """
@@ -73,7 +73,7 @@ class KMap:
         """Identify everything that a simulation depends on."""
         repetitions = {name: values.tolist() for name, values in self.repetitions.items()}
         # Not the hardware's repr: sets come in another order in every process.
-        corrections = {name: values.tolist() for name, values in self.bias_corrections.items()}
+        corrections = {name: values.tolist() for name, values in sorted(self.bias_corrections.items())}
         ranges = {name: asdict(each) for name, each in self.ranges.items()}
         text = json.dumps([self.hardware.to_dict(), repetitions, ranges, corrections, sorted(self.digital)])
         return hashlib.sha256(text.encode()).hexdigest()
@@ -123,7 +123,7 @@ class KMap:
             }
             corrections = {
                 str(site["name"]): _bias_correction(site, where)
-                for site in record["sites"]
+                for site in (*record["sites"], *record.get("digital", ()))
                 if site.get("bias_correction") is not None
             }
             digital = frozenset(str(site["name"]) for site in record.get("digital", ()))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jsonschema
 import numpy as np
+import pandas as pd
 import pytest
 from builders import CHANNELS, MACS, make_hardware, make_profile, make_sites
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from precalloc import Choices, allocate, sweep
 from precalloc.errors import BudgetError, ChoiceError, UnitError
+from precalloc.hardware import Hardware
 from precalloc.kmap_files import kmap_json
 from precalloc.kmaps import KMap
 from precalloc.objective import Objective, parse_granularity
@@ -281,3 +283,31 @@ def test_command_line(tmp_path):
     wrong = CliRunner().invoke(app, [*arguments, "--fix", "block1"])
     assert wrong.exit_code == 2
     assert "--fix 'block1' must be PATTERN=K" in " ".join(wrong.output.split())
+
+
+def test_sweep_on_the_command_line(tmp_path):
+    """Options and a file of choices act on every point, as they do in Python; what matches nothing stops the run."""
+    from typer.testing import CliRunner
+
+    from precalloc.cli import app
+
+    make_profile().save(tmp_path / "profile.npz")
+    (tmp_path / "choices.toml").write_text('tie = ["block[02]*"]\n[fix]\n"position:last" = 4\n')
+    arguments = ["sweep", "--profile", str(tmp_path / "profile.npz"), "--hardware", "homodyne-1550nm", "--no-pictures"]
+    arguments += ["--budgets", "4x,8x", "--granularity", "layer", "--out", str(tmp_path / "out")]
+    chosen = ["--exclude", "block1*", "--k-max", "*=30", "--digital-energy", "1 pJ/MAC"]
+    result = CliRunner().invoke(app, [*arguments, *chosen, "--choices", str(tmp_path / "choices.toml")])
+    assert result.exit_code == 0, result.output
+    choices = Choices(
+        exclude=("block1*",), fixed={"position:last": 4.0}, ties=("block[02]*",), k_max={"*": 30.0},
+        digital_energy_per_mac_joule=1e-12,
+    )  # fmt: skip
+    expected = sweep(make_profile(), "4x,8x", hardware=Hardware.load("homodyne-1550nm"), choices=choices)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "curve.csv"), expected)
+    free = sweep(make_profile(), "4x,8x", hardware=Hardware.load("homodyne-1550nm"))
+    assert (expected["damage"] != free["damage"]).all()
+    kept = CliRunner().invoke(app, [*arguments, "--include", "block[02]*"])
+    assert kept.exit_code == 0, kept.output
+    for option, value in (("--include", "blok1*"), ("--fix", "blok1*=4"), ("--k-min", "blok1*=2")):
+        wrong = CliRunner().invoke(app, [*arguments, option, value])
+        assert (wrong.exit_code, "block1.conv" in wrong.stderr) == (2, True)

@@ -45,6 +45,14 @@ class SiteNoise:
     bias: FloatArray | None = None
 
     @classmethod
+    def digital(cls, kmap: KMap) -> dict[str, SiteNoise | None]:
+        """What a K map adds to the sites that stay digital: no noise, and a bias correction where there is one."""
+        corrections = kmap.bias_corrections
+        return {
+            name: cls({}, SiteRanges(0.0), corrections[name]) if name in corrections else None for name in kmap.digital
+        }
+
+    @classmethod
     def of(
         cls, hardware: Hardware, repetitions: FloatArray | Tensor, ranges: SiteRanges, bias: FloatArray | None = None
     ) -> SiteNoise:
@@ -64,7 +72,7 @@ class NoiseInjector:
     Parameters
     ----------
     sites
-        Noise by site name; None where the site stays digital.
+        Noise by site name; None where the site stays digital and as it is.
     seed, device
         Of the draws. Two K maps with the same seed see the same standard normal numbers.
     sign
@@ -83,7 +91,7 @@ class NoiseInjector:
     @classmethod
     def of(cls, kmap: KMap, seed: int, device: torch.device, sign: float = 1.0) -> NoiseInjector:
         """Injector of a K map's noise and bias corrections."""
-        sites: dict[str, SiteNoise | None] = dict.fromkeys(kmap.digital)
+        sites = SiteNoise.digital(kmap)
         for name, repetitions in kmap.repetitions.items():
             bias = kmap.bias_corrections.get(name)
             sites[name] = SiteNoise.of(kmap.hardware, repetitions, kmap.ranges[name], bias)

@@ -116,7 +116,7 @@ def batch_sensitivity(
     total = np.zeros(slots.total)
     for sign in signs:
         with torch.enable_grad():
-            sites: dict[str, SiteNoise | None] = dict.fromkeys(kmap.digital)
+            sites = SiteNoise.digital(kmap)
             for name, log in log_k.items():
                 bias = kmap.bias_corrections.get(name)
                 sites[name] = SiteNoise.of(kmap.hardware, log.exp(), kmap.ranges[name], bias)

@@ -11,9 +11,9 @@ from scipy.stats import t as student
 from torch import nn
 from torch.nn import functional as F
 
-from precalloc import Hardware, KMap, allocate, compensate, demo_model, profile, validate
+from precalloc import Choices, Hardware, KMap, allocate, compensate, demo_model, profile, validate
 from precalloc.errors import DataError, HardwareError, KMapError, ModelError
-from precalloc.kmap_files import kmap_record
+from precalloc.kmap_files import kmap_json, kmap_record
 from precalloc.network.compensation import Effort
 from precalloc.network.compensation import estimate as estimate_with
 from precalloc.network.data_files import load_data
@@ -39,7 +39,7 @@ class Rectifier(nn.Module):
 class Separable(nn.Module):
     """A depthwise-separable stack of 27 convolutions, without normalisation that could hide a growing shift."""
 
-    def __init__(self, channels=8, classes=4):
+    def __init__(self, channels=8, classes=4, blocks=13):
         super().__init__()
         self.stem = nn.Conv2d(2, channels, 3, padding=1)
         self.blocks = nn.ModuleList(
@@ -49,7 +49,7 @@ class Separable(nn.Module):
                 nn.Conv2d(channels, channels, 1),
                 nn.ReLU(),
             )
-            for _ in range(13)
+            for _ in range(blocks)
         )
         self.head = nn.Linear(channels, classes)
 
@@ -235,6 +235,23 @@ def test_products_of_activations_have_no_correction():
     model, x = initialised(EagerAttention(), 1, 2.0), normal(2, 32, 5, 4)
     found = estimate(model, {"x": x}, uniform_map(model, x, 4), draws=2)
     assert list(found.corrections) == ["qkv", "head"]
+
+
+def test_digital_sites_shift_nothing_and_their_biases_are_corrected_too(tmp_path):
+    """Before the first noise there is nothing to correct; a digital head takes away what reaches it."""
+    model, x = initialised(Separable(blocks=3), 3), normal(2, 32, 2, 5, 5)
+    model, chip_ = centred(model, x), chip((SHOT,))
+    measured = profile(model, {"x": x}, chip_, margins=0)
+    found = allocate(measured, "2x", hardware=chip_, choices=Choices(exclude=("stem", "blocks.0.*", "head")))
+    bare, corrections = found.kmap(), estimate(model, {"x": x}, found.kmap()).corrections
+    assert not any(corrections[site].any() for site in ("stem", "blocks.0.0", "blocks.0.2"))
+    before, after = (shifts(model, x, kmap, 12) for kmap in (bare, bare.compensated(corrections)))
+    assert not before["blocks.0.2"][0].any()
+    assert rms(after) < 0.5 * rms(before)
+    assert rms({"head": after["head"]}) < 0.5 * rms({"head": before["head"]})
+    path = tmp_path / "kmap.json"
+    path.write_text(kmap_json(found.with_bias_corrections(corrections, {})))
+    assert KMap.load(path).digest == bare.compensated(corrections).digest
 
 
 class InterruptionError(Exception):

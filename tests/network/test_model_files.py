@@ -48,11 +48,25 @@ class Normed(nn.Module):
         return self.last(self.linear(self.first(y.flatten(1))))
 
 
+class Recurrent(nn.Module):
+    """Two bidirectional layers, with the mean state classified."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.recurrent = kind(3, 5, num_layers=2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(10, 4)
+
+    def forward(self, x):
+        return self.head(self.recurrent(x)[0].mean(1))
+
+
 SOURCES = {
     "batch norms": (Normed, (2, 6, 6)),
     "convolutions": (ConvNet, (2, 6, 6)),
     "attention": (EagerAttention, (3, 4)),
     "layer called twice": (SharedLayer, (6,)),
+    "LSTM": (lambda: Recurrent(nn.LSTM), (6, 3)),
+    "GRU": (lambda: Recurrent(nn.GRU), (6, 3)),
 }
 
 
