@@ -21,6 +21,7 @@ from matplotlib import pyplot as plt
 import precalloc
 from precalloc import demo_model
 from precalloc.network.data_files import load_data
+from precalloc.plots import energy_axis
 
 BUDGETS = ("3x", "4x", "6x", "8x", "12x", "16x", "24x", "32x")
 
@@ -47,7 +48,7 @@ def main(target: Path) -> None:
         axis.plot(energy, accuracy, color=colour, marker=marker, label=name)
         axis.fill_between(energy, low, high, color=colour, alpha=0.15)
     axis.axhline(100 * clean, color="0.4", linestyle="--", linewidth=1, label="clean")
-    axis.set(xscale="log", xlabel="energy (aJ/MAC)", ylabel="accuracy (%)", title="Digits, homodyne optics at 1550 nm")
+    energy_axis(axis).set(ylabel="accuracy (%)", title="Digits, homodyne optics at 1550 nm")
     axis.legend(frameon=False, loc="lower right")
     target.parent.mkdir(parents=True, exist_ok=True)
     plt.savefig(target, dpi=110)

@@ -154,8 +154,19 @@ def plot_curve(
     if chosen is not None and chosen.predicted is not None:
         point = _ATTO * chosen.energy_per_mac_joule, 100.0 * chosen.predicted.accuracy
         ax.plot(*point, color="black", marker="*", markersize=13, linestyle="none", label=f"chosen: {chosen.request}")
-    ax.set(xscale="log", xlabel="energy (aJ/MAC)", ylabel="accuracy (%)")
-    return _short_legend(ax)
+    ax.set(ylabel="accuracy (%)")
+    return _short_legend(energy_axis(ax))
+
+
+def energy_axis(ax: Axes) -> Axes:
+    """Make the horizontal axis one of energy in aJ/MAC: logarithmic, with plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    ax.set(xscale="log", xlabel="energy (aJ/MAC)")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    return ax
 
 
 def plot_calibration(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
