@@ -1,9 +1,10 @@
 """Every network of the zoo through `sites`, `profile`, `allocate` and `validate`; MACs, seconds and memory.
 
 Each network runs in processes of its own. Prints: sites, MACs per inference, published MACs; what the flop counter of
-torch counts beside (products that stay digital, recurrent kernels that it does not see); processor seconds of the
-profile over those of the clean forward of the same data in the same batches (both once; processor time, since others
-may share the machine); resident memory before the profile and at its peak.
+torch counts beside (recurrent kernels, that it does not see, are negative); processor seconds of the profile, without
+prediction tables and with them (3 margins, of classifications alone), over those of the clean forward of the same data
+in the same batches (all once; processor time, since others may share the machine); resident memory before the profile
+and at its peak; below it, why published counts differ.
 
 Run: python -m benchmarks.bench_models [NAME ...]
 """
@@ -50,8 +51,14 @@ def measure(name: str) -> dict[str, object]:
     forward = time.process_time() - start
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     start = time.process_time()
-    measured = profile(model, inputs, Hardware.load(HARDWARE), batch_size=entry.batch_size, task=entry.task)
+    chip, options = Hardware.load(HARDWARE), {"batch_size": entry.batch_size, "task": entry.task}
+    measured = profile(model, inputs, chip, margins=0, **options)
     seconds = time.process_time() - start
+    tables = None
+    if entry.task == "classification":
+        start = time.process_time()
+        profile(model, inputs, chip, **options)
+        tables = time.process_time() - start
     assert all(np.isfinite(values).all() for values in measured.damage.values())
     return {
         "sites": len(report.sites),
@@ -62,6 +69,7 @@ def measure(name: str) -> dict[str, object]:
         "examples": entry.examples,
         "forward_seconds": forward,
         "profile_seconds": seconds,
+        "tables_seconds": tables,
         "forward_gib": before,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
@@ -92,18 +100,20 @@ def run_commands(name: str, folder: Path) -> None:
 
 
 def row(name: str, found: dict[str, object]) -> str:
-    """One line of the table."""
+    """One line of the table, and one for what differs from the published count."""
     from benchmarks import zoo
 
     entry = zoo.ZOO[name]
     published = "-" if entry.published is None else f"{entry.published / 1e9:.3f}"
-    difference = found["counted"] - found["macs"]
-    ratio = found["profile_seconds"] / found["forward_seconds"]
-    return (
-        f"{name:14} {found['sites']:5d} {found['macs'] / 1e9:9.4f} {published:>9} {difference / 1e6:+12.3f} "
-        f"{found['examples']:4d} {found['forward_seconds']:7.1f} {found['profile_seconds']:7.1f} {ratio:6.1f} "
+    counted = found["counted"] - found["macs"]
+    forward = found["forward_seconds"]
+    tables = "-" if found["tables_seconds"] is None else f"{found['tables_seconds'] / forward:.1f}"
+    line = (
+        f"{name:14} {found['sites']:5d} {found['macs'] / 1e6:10.3f} {published:>9} {counted / 1e6:+12.3f} "
+        f"{found['examples']:4d} {forward:7.1f} {found['profile_seconds'] / forward:7.1f} {tables:>7} "
         f"{found['forward_gib']:6.2f} {found['peak_gib']:6.2f}  {entry.source}"
     )
+    return f"{line}\n               {entry.difference}" if entry.difference else line
 
 
 def main() -> None:
@@ -114,8 +124,8 @@ def main() -> None:
         print(json.dumps(measure(sys.argv[2])))
         return
     print(
-        f"{'network':14} {'sites':>5} {'GMACs':>9} {'published':>9} {'counter +M':>12} {'n':>4} {'fwd s':>7} "
-        f"{'prof s':>7} {'ratio':>6} {'f GiB':>6} {'p GiB':>6}  source of the published count"
+        f"{'network':14} {'sites':>5} {'MMACs':>10} {'published':>9} {'counter +M':>12} {'n':>4} {'fwd s':>7} "
+        f"{'profile':>7} {'+tables':>7} {'f GiB':>6} {'p GiB':>6}  source of the published GMACs"
     )
     for name in sys.argv[1:] or list(zoo.ZOO):
         with tempfile.TemporaryDirectory() as folder:
