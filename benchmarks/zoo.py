@@ -287,18 +287,18 @@ _BODY = "the source counts the body: the classifier adds 2 * 768"
 _LSTM = "the flop counter does not look into the LSTM kernel"
 ZOO: dict[str, Entry] = {
     "resnet50": Entry(_images(3, 224), 64, 8, 4.089e9, _TORCHVISION + "resnet.py", _FOUR_TIMES),
-    "mobilenet_v2": Entry(_images(3, 224), 32, 8, 0.301e9, _TORCHVISION + "mobilenetv2.py"),
-    "inception_v3": Entry(_images(3, 299), 16, 8, 5.713e9, _TORCHVISION + "inception.py"),
-    "googlenet": Entry(_images(3, 224), 32, 8, 1.5e9, "Szegedy et al. 2015 (arXiv:1409.4842), section 1", _FIRST_LAYER),
-    "shufflenet_v2": Entry(_images(3, 224), 32, 8, 0.145e9, _TORCHVISION + "shufflenetv2.py"),
+    "mobilenet_v2": Entry(_images(3, 224), 16, 8, 0.301e9, _TORCHVISION + "mobilenetv2.py"),
+    "inception_v3": Entry(_images(3, 299), 8, 4, 5.713e9, _TORCHVISION + "inception.py"),
+    "googlenet": Entry(_images(3, 224), 16, 8, 1.5e9, "Szegedy et al. 2015 (arXiv:1409.4842), section 1", _FIRST_LAYER),
+    "shufflenet_v2": Entry(_images(3, 224), 16, 8, 0.145e9, _TORCHVISION + "shufflenetv2.py"),
     "bert_base": Entry(
-        _tokens("input_ids", VOCABULARY, 128), 16, 8, 11.17e9, "README of cli99/flops-profiler, 128 tokens", _BODY
+        _tokens("input_ids", VOCABULARY, 128), 8, 4, 11.17e9, "README of cli99/flops-profiler, 128 tokens", _BODY
     ),
-    "dlrm": Entry(_clicks, 512, 128, None, ""),
-    "vit_b16": Entry(_images(3, 224), 16, 8, 17.564e9, _TORCHVISION + "vision_transformer.py"),
+    "dlrm": Entry(_clicks, 4096, 256, None, ""),
+    "vit_b16": Entry(_images(3, 224), 8, 4, 17.564e9, _TORCHVISION + "vision_transformer.py"),
     "gpt2": Entry(_tokens("input_ids", 50257, 64), 8, 4, None, "", task="language-model"),
     "whisper_tiny": Entry(_speech, 4, 2, None, "", task=_TOKEN),
     "unet": Entry(_images(1, 128), 16, 8, None, "", task=_TOKEN),
     "lstm_tagger": Entry(_tokens("tokens", 20_000, 40), 32, 8, None, "", _LSTM, _TOKEN),
-    "gcn": Entry(_graphs, 64, 16, None, ""),
+    "gcn": Entry(_graphs, 512, 32, None, ""),
 }

@@ -461,3 +461,30 @@ def test_tiny_network_by_hand(kind, level, variance):
     sample = np.array([float(run(model, NoiseInjector.of(kmap, seed, CPU), x)) for seed in range(draws)])
     squares = (sample - (-2.0 + 1.5)) ** 2
     assert abs(squares.mean() - variance) < 4.5 * squares.std() / draws**0.5
+
+
+CONVOLUTIONS = [
+    {"padding": 1},
+    {"stride": 2, "padding": (1, 2)},
+    {"stride": (2, 1), "dilation": (1, 2), "groups": 2},
+    {"padding": "same", "dilation": (2, 1)},
+    {"padding": "valid", "groups": 4},
+]
+
+
+@pytest.mark.parametrize("options", CONVOLUTIONS)
+@pytest.mark.parametrize("window", [(3, 3), (2, 4), (1, 1)])
+def test_norms_of_receptive_fields_are_convolutions_of_squares(options, window):
+    x, groups = normal(3, 2, 4, 9, 8), options.get("groups", 1)
+    layer = initialised(nn.Conv2d(4, 8, window, **options), seed=1)
+    found = {}
+
+    def note(site, product):
+        found[site] = product.x_energy(product.x)
+        return product.apply(product.x, product.w)
+
+    with torch.no_grad(), intercept(layer, note):
+        y = layer(x)
+    (energy,), ones = found.values(), torch.ones(8, 4 // groups, *window)
+    expected = F.conv2d(x.square(), ones, None, layer.stride, layer.padding, layer.dilation, groups)
+    torch.testing.assert_close(energy.expand_as(y), expected, rtol=1e-5, atol=1e-6)
