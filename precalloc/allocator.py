@@ -323,8 +323,8 @@ class Allocator:
 
     def _expect(self, k: FloatArray | float, family: str = "allocated") -> Prediction:
         assert self.predictor is not None
-        scale = None if self.calibration is None else self.calibration.scales[family]
-        return self.predictor.predict(k, scale)
+        response = None if self.calibration is None else self.calibration.responses[family]
+        return self.predictor.predict(k, response)
 
     def _least_uniform(self, holds: Callable[[Prediction], bool]) -> UniformAllocation | None:
         """Least uniform K whose prediction satisfies a condition that keeps holding as K grows."""

@@ -1,12 +1,20 @@
-"""Calibration of predictions: how much more than the linearised noise a network was seen to suffer.
+"""Calibration of predictions: what a network was seen to do with noise beyond its linearisation.
 
-Predictions rest on noise that is propagated to first order. What that leaves out, noise met by gradients that are noisy
-themselves and means that shift, is put into one factor on the covariance of the margins, fitted to simulated points:
+Predictions rest on noise that is propagated to first order. As noise vanishes that is exact; where it is not weak the
+mean margins shrink, since what follows nonlinearities carries less of the signal, and the variance is met by gradients
+that are noisy themselves. Both are measured at a few simulated K maps: with d the nearest margin, C its linearised
+variance and x what it is under noise, over examples with d small enough for noise to matter,
 
-    log factor = a + b log level,
+    gain = sum d (x - d) / sum d^2,    factor = sum (x - (1 + gain) d)^2 / sum C,
 
-with the level of a K map the geometric mean over examples of the variance of the nearest margin. The spread of the
-points about the line beyond their own error is the model error that intervals carry.
+and are taken between the points as functions of the noise level l, the geometric mean of C over examples:
+
+    gain = sqrt(l / l_0) (a + b log(l / l_0)),    log factor = c + e log(l / l_0).
+
+Margins tell far more than right and wrong would: every example counts, not only those that noise turned over. What
+Gaussian margins with these moments still miss, examples that noise moves unlike others, is a third line: the relative
+excess of the simulated drop. Only few examples tell of it, so that it is kept near zero unless the points agree that it
+is not. The spread of the points about the lines beyond their own error is the model error that intervals carry.
 """
 
 from __future__ import annotations
@@ -17,21 +25,44 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from precalloc.hardware import Hardware
 from precalloc.objective import Granularity
-from precalloc.prediction import Predictor
+from precalloc.prediction import Distortion, Predictor
 from precalloc.profiles import FloatArray
 
-# Uniform K maps and allocated ones do not miss the linearisation alike: each kind has a line of its own.
+# Uniform K maps and allocated ones do not miss the linearisation alike: each kind has lines of its own.
 FAMILIES = ("allocated", "uniform")
 
-# Weak priors (normal) of intercept and slope, which tell where the points are few; and what the spread about the line
-# is taken to be before any point is seen, with the weight of that in points.
-_PRIOR_DEVIATION = (2.0, 0.5)
-_SPREAD, _SPREAD_WEIGHT = 0.15, 4.0
-_LOG_FACTORS = np.linspace(-3.0, 6.0, 55)
-_MOST_VARIANCE = 4.0
+# Examples whose margin is so many standard deviations of its noise or less, and so many of the nearest at least.
+_REACH, _FEWEST = 3.0, 32
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is taken to be before any point is seen: it tells where the points are few.
+
+    Parameters
+    ----------
+    intercept, slope
+        Standard deviations of normal priors at the middle of the points.
+    spread
+        Standard deviation about the line, with the weight of ``_SPREAD_WEIGHT`` points.
+    """
+
+    intercept: float
+    slope: float
+    spread: float
+
+
+_GAIN, _LOG_FACTOR = Prior(0.5, 0.1, 0.03), Prior(1.0, 0.3, 0.1)
+_LEAST_EXCESS, _EXCESS_SPREAD = 0.1, 0.05
+_SPREAD_WEIGHT = 4.0
+# Expected drops below this are taken to be it.
+_LEAST_DROP = 1e-6
+# Noise levels farther off than this, in e-folds, are taken to be at this distance: nothing is known of them.
+_FARTHEST = 10.0
 
 
 @dataclass(frozen=True)
@@ -42,98 +73,192 @@ class SimulatedPoint:
     ----------
     log_level
         Logarithm of its noise level.
-    log_factor, variance
-        Logarithm of the factor with which the simulated drop is predicted, and its variance over noise draws.
+    gain, gain_variance
+        Relative change of the mean margins, and its variance over examples and draws.
+    log_factor, log_factor_variance
+        Logarithm of the factor on their covariance, and its variance.
+    excess, excess_variance
+        Relative excess of the simulated drop over that of Gaussian margins so changed, and its variance over draws.
     linearised, simulated
-        Drop as predicted without the factor, and as simulated on the same examples.
+        Drop as predicted by linearisation, and as simulated on the same examples.
     """
 
     log_level: float
+    gain: float
+    gain_variance: float
     log_factor: float
-    variance: float
+    log_factor_variance: float
+    excess: float
+    excess_variance: float
     linearised: float
     simulated: float
 
     @classmethod
-    def of(
-        cls, predictor: Predictor, k: FloatArray | float, per_seed: Sequence[float], clean: float, examples: int
-    ) -> SimulatedPoint:
-        """Find the factor for accuracies (by noise seed) that were simulated on the first ``examples``."""
-        right = np.array([predictor.right(k, math.exp(step))[:examples] for step in _LOG_FACTORS])
-        drops = np.maximum.accumulate(clean - right.mean(axis=1))
-        simulated = clean - float(np.mean(per_seed))
-        at = float(np.interp(simulated, drops, _LOG_FACTORS))
-        slope = float(np.interp(at, _LOG_FACTORS, np.gradient(drops, _LOG_FACTORS)))
-        index = int(np.abs(_LOG_FACTORS - at).argmin())
-        of_draws = float((right[index] * (1.0 - right[index])).sum()) / examples**2 / len(per_seed)
-        if len(per_seed) > 1:  # devices may differ more than independent examples do
-            of_draws = max(of_draws, float(np.var(per_seed, ddof=1)) / len(per_seed))
-        variance = min(of_draws / max(slope, 1e-6) ** 2, _MOST_VARIANCE)
-        linearised = float(clean - predictor.right(k)[:examples].mean())
-        return cls(predictor.log_level(k), at, variance, linearised, simulated)
+    def of(cls, predictor: Predictor, k: FloatArray | float, margins: FloatArray) -> SimulatedPoint:
+        """Compare with the margins (draws, n, m) that noise gave to the first n examples."""
+        n = margins.shape[1]
+        clean, variance = predictor.margins[:n], predictor.moments(k)[1][:n, 0, 0]
+        near = _near(clean[:, 0], variance)
+        d, noisy = clean[near, 0], margins[:, near, 0]
+        gain, gain_variance = _ratio((noisy - d) * d, np.square(d))
+        factor, factor_variance = _ratio(np.square(noisy - (1.0 + gain) * d), variance[near])
+        expected = float(predictor.lost(k, Distortion(gain, math.log(factor)))[:n].mean())
+        lost = predictor.labels.first(n).lost(clean, margins)
+        was_right = np.all(clean > 0.0, axis=1).astype(float)
+        return cls(
+            predictor.log_level(k),
+            gain,
+            gain_variance,
+            math.log(factor),
+            factor_variance / factor**2,
+            *_excess(lost, max(expected, _LEAST_DROP)),
+            float((was_right - predictor.right(k)[:n]).mean()),
+            float((was_right - np.all(margins > 0.0, axis=2)).mean()),
+        )
+
+
+def _near(margin: FloatArray, variance: FloatArray) -> npt.NDArray[np.bool_]:
+    """Which margins (n,) noise can reach."""
+    distance = np.abs(margin) / np.sqrt(variance + np.finfo(float).tiny)
+    fewest = min(_FEWEST, len(distance)) - 1
+    near: npt.NDArray[np.bool_] = distance <= max(_REACH, float(np.partition(distance, fewest)[fewest]))
+    return near
+
+
+def _ratio(values: FloatArray, base: FloatArray) -> tuple[float, float]:
+    """Ratio of the sums of values (draws, n), averaged over draws, and base (n,); and its variance.
+
+    The larger of what differences between examples and between draws show: weight noise is common to all examples.
+    """
+    draws, n = values.shape
+    ratio = float(values.mean(axis=0).sum() / base.sum())
+    rest = values.mean(axis=0) - ratio * base
+    of_examples = float(np.square(rest).sum()) * n / max(n - 1, 1)
+    of_draws = float(values.sum(axis=1).var(ddof=1)) / draws if draws > 1 else 0.0
+    return ratio, max(of_examples, of_draws) / float(base.sum()) ** 2
+
+
+def _excess(lost: FloatArray, expected: float) -> tuple[float, float]:
+    """Relative excess of losses (draws, n) over the expected drop, and its variance over draws."""
+    draws, n = lost.shape
+    of_draws = 1.0 / (draws * n) ** 2  # as if one more example had turned over: none does not show that none ever will
+    if draws > 1:
+        each, common = lost.var(axis=0, ddof=1).sum() / n**2, lost.mean(axis=1).var(ddof=1)
+        of_draws += float(max(each, common)) / draws
+    else:
+        of_draws += float(lost.var()) / n
+    return float(lost.mean()) / expected - 1.0, of_draws / expected**2
+
+
+def _excess_prior(excess: FloatArray, variance: FloatArray) -> Prior:
+    """As wide as the points show it to be beyond their own error (empirical Bayes)."""
+    weight = 1.0 / (variance + _LEAST_EXCESS**2)
+    seen = float((weight * (np.square(excess) - variance)).sum() / weight.sum())
+    deviation = math.sqrt(max(seen, _LEAST_EXCESS**2))
+    return Prior(deviation, deviation / 2.0, _EXCESS_SPREAD)
 
 
 @dataclass(frozen=True)
-class NoiseScale:
-    """The fitted line: factor on the margins' covariance as a function of the noise level.
+class Line:
+    """A number over log noise level: intercept + slope * (x - centre).
 
     Parameters
     ----------
-    intercept, slope
-        Of log factor over log level.
     covariance
-        Of the two: variance of the intercept, covariance, variance of the slope.
+        Variance of the intercept, covariance, variance of the slope.
     spread
-        Standard deviation of log factors about the line.
-    points
-        What it was fitted to.
+        Standard deviation of points about the line.
     """
 
+    centre: float
     intercept: float
     slope: float
     covariance: tuple[float, float, float]
     spread: float
+
+    @classmethod
+    def fit(cls, x: FloatArray, value: FloatArray, variance: FloatArray, prior: Prior) -> Line:
+        """Fit by weighted least squares with weak priors; the spread is found in turn with the line."""
+        centre = float(x.mean())
+        design = np.stack([np.ones_like(x), x - centre], axis=1)
+        weak = np.diag([prior.intercept**-2, prior.slope**-2])
+        spread = prior.spread**2
+        for _ in range(20):
+            weight = 1.0 / (variance + spread)
+            covariance = np.linalg.inv(design.T @ (weight[:, None] * design) + weak)
+            line = covariance @ design.T @ (weight * value)
+            excess = np.maximum((value - design @ line) ** 2 - variance, 0.0)
+            spread = float((_SPREAD_WEIGHT * prior.spread**2 + excess.sum()) / (_SPREAD_WEIGHT + len(x)))
+        terms = (float(covariance[0, 0]), float(covariance[0, 1]), float(covariance[1, 1]))
+        return cls(centre, float(line[0]), float(line[1]), terms, math.sqrt(spread))
+
+    def at(self, x: float) -> tuple[float, float]:
+        """Value at a log noise level, and its standard error, the spread included."""
+        first, mixed, second = self.covariance
+        step = x - self.centre
+        variance = first + 2.0 * step * mixed + step**2 * second + self.spread**2
+        return self.intercept + self.slope * step, math.sqrt(max(variance, 0.0))
+
+
+@dataclass(frozen=True)
+class NoiseResponse:
+    """Distortion of the margins as a function of the noise level.
+
+    Parameters
+    ----------
+    gain
+        Line of the gain over sqrt(l / l_0), l_0 the line's centre: noise deviates a margin by sqrt(l).
+    log_factor, excess
+        Lines of the log factor and of the relative excess of the drop.
+    points
+        What the lines were fitted to.
+    """
+
+    gain: Line
+    log_factor: Line
+    excess: Line
     points: tuple[SimulatedPoint, ...]
 
     @classmethod
-    def fit(cls, points: Sequence[SimulatedPoint]) -> NoiseScale:
-        """Fit by weighted least squares with weak priors; the spread is found in turn with the line."""
-        design = np.array([[1.0, point.log_level] for point in points])
-        value = np.array([point.log_factor for point in points])
-        variance = np.array([point.variance for point in points])
-        # The prior's intercept is that at the middle of the points.
-        centre = float(design[:, 1].mean())
-        design[:, 1] -= centre
-        prior = np.diag(1.0 / np.square(_PRIOR_DEVIATION))
-        spread = _SPREAD**2
-        for _ in range(20):
-            weight = 1.0 / (variance + spread)
-            covariance = np.linalg.inv(design.T @ (weight[:, None] * design) + prior)
-            line = covariance @ design.T @ (weight * value)
-            excess = np.maximum((value - design @ line) ** 2 - variance, 0.0)
-            spread = float((_SPREAD_WEIGHT * _SPREAD**2 + excess.sum()) / (_SPREAD_WEIGHT + len(points)))
-        shift = np.array([[1.0, -centre], [0.0, 1.0]])  # back from the centre to log level 0
-        intercept, slope = shift @ line
-        moved = shift @ covariance @ shift.T
-        terms = (float(moved[0, 0]), float(moved[0, 1]), float(moved[1, 1]))
-        return cls(float(intercept), float(slope), terms, math.sqrt(spread), tuple(points))
+    def fit(cls, points: Sequence[SimulatedPoint]) -> NoiseResponse:
+        """Fit both lines."""
+        level = np.array([point.log_level for point in points])
+        deviation = np.exp((level - level.mean()) / 2.0)
+        gain, gain_variance, log_factor, log_factor_variance, excess, excess_variance = np.array(
+            [
+                (p.gain, p.gain_variance, p.log_factor, p.log_factor_variance, p.excess, p.excess_variance)
+                for p in points
+            ]
+        ).T
+        return cls(
+            Line.fit(level, gain / deviation, gain_variance / deviation**2, _GAIN),
+            Line.fit(level, log_factor, log_factor_variance, _LOG_FACTOR),
+            Line.fit(level, excess, excess_variance, _excess_prior(excess, excess_variance)),
+            tuple(points),
+        )
 
-    def at(self, log_level: float) -> tuple[float, float]:
-        """Logarithm of the factor at a noise level, and its standard error."""
-        first, mixed, second = self.covariance
-        variance = first + 2.0 * log_level * mixed + log_level**2 * second + self.spread**2
-        return self.intercept + self.slope * log_level, math.sqrt(max(variance, 0.0))
+    def at(self, log_level: float) -> tuple[Distortion, Distortion]:
+        """Distortion at a noise level, and the standard errors of its numbers."""
+        x = min(max(log_level, self.gain.centre - _FARTHEST), self.gain.centre + _FARTHEST)
+        deviation = math.exp((x - self.gain.centre) / 2.0)
+        gain, gain_error = self.gain.at(x)
+        log_factor, log_factor_error = self.log_factor.at(x)
+        excess, excess_error = self.excess.at(x)
+        return (
+            Distortion(max(deviation * gain, -1.0), log_factor, max(excess, -1.0)),
+            Distortion(deviation * gain_error, log_factor_error, excess_error),
+        )
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Noise scales of a profile on one hardware, by family of K maps.
+    """Responses to noise of a profile on one hardware, by family of K maps.
 
     Parameters
     ----------
     hardware, granularity, compensated
         What the simulated K maps were for, and whether they carried bias corrections.
-    scales
+    responses
         Of allocated and of uniform K maps.
     examples, draws
         Simulated examples, and noise draws of each.
@@ -142,12 +267,12 @@ class Calibration:
     hardware: Hardware
     granularity: Granularity
     compensated: bool
-    scales: Mapping[str, NoiseScale]
+    responses: Mapping[str, NoiseResponse]
     examples: int
     draws: int
 
     def serves(self, hardware: Hardware, granularity: Granularity) -> bool:
-        """Whether predictions for a hardware and granularity may be scaled by it."""
+        """Whether predictions for a hardware and granularity may be calibrated by it."""
         return hardware == self.hardware and granularity is self.granularity
 
     def to_record(self) -> dict[str, Any]:
@@ -156,7 +281,7 @@ class Calibration:
             "hardware": self.hardware.to_dict(),
             "granularity": str(self.granularity),
             "compensated": self.compensated,
-            "scales": {family: asdict(scale) for family, scale in self.scales.items()},
+            "responses": {family: asdict(response) for family, response in self.responses.items()},
             "examples": self.examples,
             "draws": self.draws,
         }
@@ -168,13 +293,18 @@ class Calibration:
             Hardware.from_dict(record["hardware"], where),
             Granularity(record["granularity"]),
             bool(record["compensated"]),
-            {str(family): _scale(scale) for family, scale in record["scales"].items()},
+            {str(family): _response(response) for family, response in record["responses"].items()},
             int(record["examples"]),
             int(record["draws"]),
         )
 
 
-def _scale(record: Mapping[str, Any]) -> NoiseScale:
+def _response(record: Mapping[str, Any]) -> NoiseResponse:
     points = tuple(SimulatedPoint(**point) for point in record["points"])
+    gain, log_factor, excess = (_line(record[name]) for name in ("gain", "log_factor", "excess"))
+    return NoiseResponse(gain, log_factor, excess, points)
+
+
+def _line(record: Mapping[str, Any]) -> Line:
     first, mixed, second = record["covariance"]
-    return NoiseScale(record["intercept"], record["slope"], (first, mixed, second), record["spread"], points)
+    return Line(record["centre"], record["intercept"], record["slope"], (first, mixed, second), record["spread"])

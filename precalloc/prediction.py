@@ -5,14 +5,15 @@ in 1/K,
 
     C_n(K) = sum_kinds strength_kind * sum_u C_{n,u,kind} / K_u,
 
-and the example is right where all its margins stay positive.
+and the example is right where all its margins stay positive. What the linearisation leaves out, margins that shrink
+under noise and a variance that is not the first-order one, is a `Distortion`, found by `precalloc.calibrate`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Protocol
 
@@ -21,6 +22,7 @@ import numpy as np
 from precalloc.errors import ProfileError
 from precalloc.hardware import Hardware, NoiseKind, NoiseTerm
 from precalloc.intervals import paired, wilson
+from precalloc.labels import LabelChances
 from precalloc.objective import Granularity, require_kinds, split_terms
 from precalloc.profiles import FloatArray, MarginTable, Profile
 
@@ -28,11 +30,38 @@ _DIRECTIONS = 24  # orthonormal frames of directions are cut or filled to about 
 _CHI_STEPS = 20_000  # of the table of the chi distribution
 
 
-class Scale(Protocol):
-    """Factor on the covariance of the margins that simulated points call for."""
+@dataclass(frozen=True)
+class Distortion:
+    """What noise does to margins beyond adding the linearised covariance.
 
-    def at(self, log_level: float) -> tuple[float, float]:
-        """Logarithm of the factor at a noise level, and its standard error."""
+    Parameters
+    ----------
+    gain
+        Relative change of the mean margins, m -> (1 + gain) m: the signal behind nonlinearities weakens.
+    log_factor
+        Of the factor on the covariance.
+    excess
+        Relative excess of the drop over that of Gaussian margins with these moments.
+    """
+
+    gain: float = 0.0
+    log_factor: float = 0.0
+    excess: float = 0.0
+
+    def moved(self, name: str, step: float) -> Distortion:
+        """Add a step to one of the numbers; neither mean margins nor the drop change sign."""
+        value = getattr(self, name) + step
+        return replace(self, **{name: value if name == "log_factor" else max(value, -1.0)})
+
+
+_NONE = Distortion()
+
+
+class Response(Protocol):
+    """Distortion that simulated points call for."""
+
+    def at(self, log_level: float) -> tuple[Distortion, Distortion]:
+        """Distortion at a noise level, and the standard errors of its numbers."""
         ...
 
 
@@ -70,12 +99,15 @@ class Predictor:
     directions : (n, s, m)
         Unit vectors, different ones for every example and the same for every K map: differences between K maps
         are then free of most of the integration error.
+    labels
+        Examples whose label is averaged over.
     """
 
     margins: FloatArray
     static: FloatArray
     averaged: FloatArray
     directions: FloatArray
+    labels: LabelChances
 
     @classmethod
     def of(cls, profile: Profile, hardware: Hardware, granularity: Granularity, seed: int = 0) -> Predictor:
@@ -100,6 +132,7 @@ class Predictor:
             static=floor.reshape(-1),
             averaged=np.ascontiguousarray(per_unit.transpose(0, 2, 1)).reshape(-1, shape[1]),
             directions=_directions(len(margins), margins.shape[1], seed),
+            labels=LabelChances.fit(margins),
         )
 
     @property
@@ -128,34 +161,56 @@ class Predictor:
         covariance[:, upper[1], upper[0]] = covariance[:, upper[0], upper[1]]
         return self.margins, covariance
 
-    def right(self, k: FloatArray | float, factor: float = 1.0) -> FloatArray:
-        """Probability (n,) that each example is right, with the covariance of the margins multiplied by a factor."""
-        mean, covariance = self.moments(k)
-        return orthant_probability(mean, factor * covariance, self.directions)[0]
+    def right(self, k: FloatArray | float, distortion: Distortion = _NONE) -> FloatArray:
+        """Probability (n,) that each example is right, with the label that it has."""
+        return orthant_probability(*_distorted(*self.moments(k), distortion), self.directions)[0]
 
     def log_level(self, k: FloatArray | float) -> float:
         """Logarithm of the noise level: mean over examples of the log variance of the nearest margin."""
-        variance = self.moments(k)[1][:, 0, 0]
-        return float(np.log(variance + np.finfo(float).tiny).mean())
+        return self._log_level(self.moments(k)[1])
 
-    def predict(self, k: FloatArray | float, scale: Scale | None = None) -> Prediction:
+    @staticmethod
+    def _log_level(covariance: FloatArray) -> float:
+        return float(np.log(covariance[:, 0, 0] + np.finfo(float).tiny).mean())
+
+    def predict(self, k: FloatArray | float, response: Response | None = None) -> Prediction:
         """Predict the accuracy at the K of each unit (units,), or one K for all; infinite K is noiseless.
 
         Parameters
         ----------
         k
             K of the units.
-        scale
-            Calibration of the noise level by simulated points; its error widens the intervals.
+        response
+            Calibration by simulated points; its error widens the intervals.
         """
         mean, covariance = self.moments(k)
-        clean = np.all(self.margins > 0.0, axis=1).astype(float)
-        if scale is None:
-            return _summarise(clean, *orthant_probability(mean, covariance, self.directions))
-        log_factor, error = scale.at(self.log_level(k))
-        right, integration = orthant_probability(mean, math.exp(log_factor) * covariance, self.directions)
-        ends = [self.right(k, math.exp(log_factor + sign * error)).mean() for sign in (-1.0, 1.0)]
-        return _summarise(clean, right, integration, float((ends[0] - ends[1]) / 2.0) ** 2)
+        right = np.all(self.margins > 0.0, axis=1).astype(float)
+        if response is None:
+            return _summarise(right, *self._lost(mean, covariance, _NONE))
+        found, error = response.at(self._log_level(covariance))
+        lost, of_model = self._lost(mean, covariance, found)
+        for name, step in asdict(error).items():
+            ends = [self._lost(mean, covariance, found.moved(name, sign * step))[0].mean() for sign in (-1.0, 1.0)]
+            of_model += float((ends[1] - ends[0]) / 2.0) ** 2
+        return _summarise(right, lost, of_model)
+
+    def _lost(self, mean: FloatArray, covariance: FloatArray, distortion: Distortion) -> tuple[FloatArray, float]:
+        """Expected loss of each example (n,), averaged over its label; and the variance of their mean by method."""
+        mean, covariance = _distorted(mean, covariance, distortion)
+        times = 1.0 + distortion.excess
+        own, integration = orthant_probability(mean, covariance, self.directions)
+        other = orthant_probability(*self.labels.exchanged(mean, covariance), self.directions[self.labels.rows])[0]
+        was_right = np.all(self.margins > 0.0, axis=1)
+        lost, of_labels = self.labels.average(was_right - own, (self.labels.margin < 0.0) - other)
+        return np.minimum(times * lost, 1.0), times**2 * (float(integration.sum()) / len(own) ** 2 + of_labels)
+
+    def lost(self, k: FloatArray | float, distortion: Distortion = _NONE) -> FloatArray:
+        """Expected loss of each example (n,), averaged over the label that it may have."""
+        return self._lost(*self.moments(k), distortion)[0]
+
+
+def _distorted(mean: FloatArray, covariance: FloatArray, distortion: Distortion) -> tuple[FloatArray, FloatArray]:
+    return (1.0 + distortion.gain) * mean, math.exp(distortion.log_factor) * covariance
 
 
 def orthant_probability(
@@ -249,15 +304,16 @@ def _directions(examples: int, m: int, seed: int) -> FloatArray:
     return np.linalg.qr(normals)[0].swapaxes(1, 2).reshape(examples, frames * m, m)
 
 
-def _summarise(clean: FloatArray, right: FloatArray, integration: FloatArray, of_model: float = 0.0) -> Prediction:
-    """Average over examples; ``clean``, ``right`` and ``integration`` have shape (n,), ``of_model`` is a variance."""
+def _summarise(clean: FloatArray, lost: FloatArray, of_method: float) -> Prediction:
+    """Average over examples what they are worth without noise (n,), and what noise takes (n,).
+
+    ``of_method`` is the variance of the mean loss that is not from sampling examples.
+    """
     n = len(clean)
-    of_integration = float(integration.sum()) / n**2 + of_model
-    of_accuracy = float(right.var(ddof=1)) / n if n > 1 else 0.0
-    of_drop = float((clean - right).var(ddof=1)) / n if n > 1 else 0.0
-    accuracy, drop = float(right.mean()), float((clean - right).mean())
-    accuracy_interval = wilson(accuracy, of_accuracy + of_integration, n)
-    drop_interval = paired(drop, of_drop + of_integration, n)
+    of_accuracy, of_drop = (float(v.var(ddof=1)) / n if n > 1 else 0.0 for v in (clean - lost, lost))
+    accuracy, drop = float((clean - lost).mean()), float(lost.mean())
+    accuracy_interval = wilson(accuracy, of_accuracy + of_method, n)
+    drop_interval = paired(drop, of_drop + of_method, n)
     return Prediction(accuracy, *accuracy_interval, float(clean.mean()), drop, *drop_interval)
 
 

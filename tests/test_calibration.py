@@ -1,4 +1,4 @@
-"""Calibration of predictions: the line is found, its error is honest, and what it does not serve is left alone."""
+"""Calibration of predictions: the lines are found, their errors are honest, what it does not serve is left alone."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from test_kmap_files import SCHEMA
 
 from precalloc.accuracy import SimulatedAccuracy
 from precalloc.allocator import Allocator, allocate
-from precalloc.calibration import Calibration, NoiseScale, SimulatedPoint
+from precalloc.calibration import Calibration, Line, NoiseResponse, Prior, SimulatedPoint
 from precalloc.kmap_files import kmap_json, kmap_record
 from precalloc.objective import Granularity
 from precalloc.prediction import Predictor
@@ -26,60 +26,107 @@ def predictor(examples=400):
     return Predictor.of(make_profile(examples=examples, m=1), SHOT, Granularity.LAYER)
 
 
-def simulated_point(found, k, factor, draws=4, seed=0):
-    """Accuracies of noise draws whose covariance is ``factor`` times the linearised one."""
-    right = found.right(k, factor)
-    outcomes = np.random.default_rng(seed).random((draws, len(right))) < right
-    return SimulatedPoint.of(found, k, outcomes.mean(axis=1).tolist(), found.clean_accuracy, found.examples)
+def simulated_point(found, k, gain, factor, draws=4, seed=0):
+    """Margins that shrink, with ``factor`` times the linearised variance."""
+    mean, covariance = found.moments(k)
+    normal = np.random.default_rng(seed).standard_normal((draws, *mean.shape))
+    return SimulatedPoint.of(found, k, (1.0 + gain) * mean + np.sqrt(factor * covariance[:, :, 0]) * normal)
 
 
-def test_a_point_finds_the_factor_of_its_noise():
+def test_a_point_finds_gain_and_factor_of_its_noise():
+    found, errors = predictor(), []
+    for seed in range(60):
+        point = simulated_point(found, 4.0, -0.2, 2.0, seed=seed)
+        errors.append(
+            (
+                (point.gain + 0.2) / math.sqrt(point.gain_variance),
+                (point.log_factor - math.log(2.0)) / math.sqrt(point.log_factor_variance),
+            )
+        )
+    assert point.linearised == pytest.approx(found.clean_accuracy - found.right(4.0).mean())
+    assert np.all(np.abs(np.mean(errors, axis=0)) < 4.0 / math.sqrt(60))
+    assert np.all((np.std(errors, axis=0) > 0.5) & (np.std(errors, axis=0) < 1.5))
+
+
+def test_a_drop_that_gaussian_margins_do_not_explain_is_an_excess():
+    """Examples that noise should not reach are turned over all the same; without them there is no excess."""
+    found = predictor(2000)
+    mean, covariance = found.moments(40.0)
+    normal = np.random.default_rng(0).standard_normal((4, *mean.shape))
+    noisy = mean + np.sqrt(covariance[:, :, 0]) * normal
+    same, other = SimulatedPoint.of(found, 40.0, noisy), noisy.copy()
+    far = np.flatnonzero(mean[:, 0] > 4.0 * np.sqrt(covariance[:, 0, 0]))[::10]
+    other[:, far] *= -1.0
+    odd = SimulatedPoint.of(found, 40.0, other)
+    assert abs(same.excess) < 3.0 * math.sqrt(same.excess_variance)
+    assert odd.excess > 4.0 * math.sqrt(odd.excess_variance)
+    assert odd.simulated > same.simulated
+
+
+def test_noise_common_to_all_examples_shows_in_the_error():
     found = predictor()
-    errors = []
-    for seed in range(40):
-        point = simulated_point(found, 4.0, 2.0, seed=seed)
-        errors.append((point.log_factor - math.log(2.0)) / math.sqrt(point.variance))
-        assert point.linearised == pytest.approx(found.clean_accuracy - found.right(4.0).mean())
-    assert abs(np.mean(errors)) < 4.0 / math.sqrt(40)
-    assert 0.4 < np.std(errors) < 1.6
+    mean = found.moments(4.0)[0]
+    one, many = (
+        SimulatedPoint.of(found, 4.0, np.stack([(1.0 + gain) * mean + spread for gain in (-0.3, -0.1)]))
+        for spread in (0.0, np.random.default_rng(0).normal(0.0, 0.1, mean.shape))
+    )
+    assert one.gain == pytest.approx(-0.2)
+    assert math.sqrt(one.gain_variance) == pytest.approx(0.1)
+    assert many.gain_variance >= 0.9 * one.gain_variance
 
 
-def exact_points(intercept, slope, levels, variance=1e-6):
-    return [SimulatedPoint(x, intercept + slope * x, variance, 0.0, 0.0) for x in levels]
+PRIOR = Prior(1.0, 0.3, 0.1)
+
+
+def line(value, variance=1e-6):
+    x = np.arange(len(value), dtype=float) - 1.0
+    return Line.fit(x, np.array(value), np.full(len(x), variance), PRIOR)
 
 
 def test_the_line_through_exact_points_is_found_and_errors_grow_away_from_it():
-    scale = NoiseScale.fit(exact_points(0.7, 0.2, [-1.0, 0.0, 1.0, 2.0]))
-    assert scale.at(0.5)[0] == pytest.approx(0.8, abs=0.05)
-    inside, outside = scale.at(0.5)[1], scale.at(6.0)[1]
+    found = line(0.7 + 0.2 * np.array([-1.0, 0.0, 1.0, 2.0]))
+    assert found.at(0.5)[0] == pytest.approx(0.8, abs=0.05)
+    inside, outside = found.at(0.5)[1], found.at(6.0)[1]
     assert 0.0 < inside < 0.2
     assert outside > inside
 
 
 def test_points_off_the_line_widen_it():
-    scattered = [
-        replace(p, log_factor=p.log_factor + d)
-        for p, d in zip(exact_points(0.7, 0.2, range(4)), (1, -1, 1, -1), strict=True)
-    ]
-    assert NoiseScale.fit(scattered).spread > 2.0 * NoiseScale.fit(exact_points(0.7, 0.2, range(4))).spread
+    assert line([1.7, -0.3, 1.7, -0.3]).spread > 2.0 * line([0.7, 0.7, 0.7, 0.7]).spread
+
+
+def gain_at(k):
+    return -0.3 * (k / 4.0) ** -0.6
 
 
 def test_lines_of_simulated_points_cover_what_they_did_not_see():
-    """Of predictions between the points, 95 % intervals of log factor cover the truth as often as they should."""
-    found, inside = predictor(200), 0
+    """Of predictions between the points, 95 % intervals cover the truth as often as they should."""
+    found, inside = predictor(200), np.zeros(2)
     for seed in range(24):
         points = [
-            simulated_point(found, k, 1.5 * (k / 4.0) ** -0.2, seed=10 * seed + i)
+            simulated_point(found, k, gain_at(k), 1.5 * (k / 4.0) ** -0.2, seed=10 * seed + i)
             for i, k in enumerate((2.0, 4.0, 8.0, 16.0))
         ]
-        log_factor, error = NoiseScale.fit(points).at(found.log_level(6.0))
-        inside += abs(log_factor - math.log(1.5 * 1.5**-0.2)) <= 1.96 * error
-    assert inside >= 20  # 19 or fewer of 24 have a probability of 0.6 % where each is inside with 95 %
+        at, error = NoiseResponse.fit(points).at(found.log_level(6.0))
+        inside += (
+            abs(at.gain - gain_at(6.0)) <= 1.96 * error.gain,
+            abs(at.log_factor - math.log(1.5 * 1.5**-0.2)) <= 1.96 * error.log_factor,
+        )
+    assert np.all(inside >= 20)  # 19 or fewer of 24 have a probability of 0.6 % where each is inside with 95 %
 
 
-def calibration(granularity=Granularity.LAYER, compensated=False, intercept=0.7):
-    scale = NoiseScale.fit(exact_points(intercept, 0.0, range(4)))
-    return Calibration(SHOT, granularity, compensated, {"allocated": scale, "uniform": scale}, 400, 4)
+def test_gain_and_factor_beyond_all_points_stay_finite():
+    response = NoiseResponse.fit([simulated_point(predictor(), k, gain_at(k), 1.5) for k in (2.0, 4.0, 8.0)])
+    quiet, loud = response.at(-700.0)[0], response.at(700.0)[0]
+    assert abs(quiet.gain) < 0.01
+    assert loud.gain == -1.0
+    assert math.isfinite(loud.log_factor)
+
+
+def calibration(granularity=Granularity.LAYER, compensated=False):
+    points = [SimulatedPoint(x, -0.2, 1e-6, 0.5, 1e-6, 0.0, 1e-6, 0.0, 0.0) for x in (0.0, 1.0, 2.0, 3.0)]
+    response = NoiseResponse.fit(points)
+    return Calibration(SHOT, granularity, compensated, {"allocated": response, "uniform": response}, 400, 4)
 
 
 def test_predictions_use_it_for_its_hardware_and_granularity_only():

@@ -10,7 +10,7 @@ from torch import nn
 
 from precalloc.allocator import Allocator
 from precalloc.budgets import Budget, BudgetKind
-from precalloc.calibration import FAMILIES, Calibration, NoiseScale, SimulatedPoint
+from precalloc.calibration import FAMILIES, Calibration, NoiseResponse, SimulatedPoint
 from precalloc.choices import Choices
 from precalloc.errors import DataError, ProfileError
 from precalloc.hardware import Hardware
@@ -22,8 +22,8 @@ from precalloc.network.data import Data, as_data, data_hash
 from precalloc.network.data_parts import first
 from precalloc.network.forward import ForwardFn
 from precalloc.network.models import model_hash
-from precalloc.network.preparation import TaskChoices
-from precalloc.network.simulation import validate
+from precalloc.network.noisy_margins import NoisyMargins
+from precalloc.network.preparation import TaskChoices, prepared
 from precalloc.network.state import derived_seed
 from precalloc.network.tasks import Task
 from precalloc.objective import parse_granularity
@@ -33,7 +33,7 @@ from precalloc.progress import Progress, silent
 from precalloc.search import least
 
 # Predicted drops at which K maps are simulated, in this order: each is found with what the earlier ones taught.
-_DROPS = (0.02, 0.005, 0.05, 0.01, 0.03, 0.08)
+_DROPS = (0.02, 0.05, 0.008, 0.03, 0.08, 0.015)
 _STREAM = 301
 _COMPENSATION_DRAWS = 4
 
@@ -52,7 +52,7 @@ def calibrate(
     loss_fn: LossFn | None = None,
     metric_fn: MetricFn | None = None,
     output: str | int | None = None,
-    points: int = 4,
+    points: int = 3,
     draws: int = 4,
     examples: int = 256,
     seed: int = 0,
@@ -102,15 +102,17 @@ def calibrate(
     compensated = chip.digital_biases if compensate is None else compensate
     used = first(source, min(examples, allocator.predictor.examples))
     of_task = TaskChoices(task, forward_fn, loss_fn, metric_fn, output)
-    run = _Run(
-        model, used, allocator, allocator.predictor, of_task, _Effort(points, draws, seed, batch_size, compensated)
-    )
-    identity = f"calibration {profile.provenance} {chip.to_dict()} {granularity} {choices} {used.examples} {run.effort}"
+    effort = _Effort(points, draws, seed, batch_size, compensated)
+    identity = f"calibration {profile.provenance} {chip.to_dict()} {granularity} {choices} {used.examples} {effort}"
     keeper = Checkpoint(checkpoint, identity)
-    with keeper.running(run.state, run.restore):
-        run.go(progress, keeper)
-    scales = {family: NoiseScale.fit(found) for family, found in run.points.items()}
-    found = Calibration(chip, parse_granularity(granularity), compensated, scales, used.examples, draws)
+    least_kmap = allocator.within(Budget(BudgetKind.ENERGY, allocator.least_joule)).kmap()
+    with prepared(model, used, least_kmap, of_task, batch_size) as (ready, judged):
+        simulation = NoisyMargins(ready, judged, used, batch_size, allocator.predictor.margins.shape[1])
+        run = _Run(model, used, allocator, allocator.predictor, simulation, of_task, effort)
+        with keeper.running(run.state, run.restore):
+            run.go(progress, keeper)
+    responses = {family: NoiseResponse.fit(found) for family, found in run.points.items()}
+    found = Calibration(chip, parse_granularity(granularity), compensated, responses, used.examples, draws)
     return replace(profile, calibration=found)
 
 
@@ -132,11 +134,12 @@ class _Run:
         data: Data,
         allocator: Allocator,
         predictor: Predictor,
+        simulation: NoisyMargins,
         choices: TaskChoices,
         effort: _Effort,
     ) -> None:
         self._model, self._data, self._allocator, self._predictor = model, data, allocator, predictor
-        self._choices, self.effort = choices, effort
+        self._simulation, self._choices, self.effort = simulation, choices, effort
         self.points: dict[str, list[SimulatedPoint]] = {family: [] for family in FAMILIES}
 
     def go(self, progress: Progress, keeper: Checkpoint) -> None:
@@ -157,31 +160,19 @@ class _Run:
             kmap, k = allocation.uniform_kmap(), self._allocator.uniform_k(allocation.budget_joule)
         kmap = self._compensated(kmap, index) if self.effort.compensated else kmap
         seed = derived_seed(self.effort.seed, _STREAM, index) % 2**31
-        simulated = validate(
-            self._model,
-            self._data,
-            kmap,
-            task=self._choices.task,
-            forward_fn=self._choices.forward_fn,
-            loss_fn=self._choices.loss_fn,
-            metric_fn=self._choices.metric_fn,
-            output=self._choices.output,
-            seeds=self.effort.draws,
-            seed=seed,
-            batch_size=self.effort.batch_size,
-        )
-        return SimulatedPoint.of(self._predictor, k, simulated.per_seed, simulated.clean_accuracy, self._data.examples)
+        margins = self._simulation.under(kmap, self.effort.draws, seed)
+        return SimulatedPoint.of(self._predictor, k, margins)
 
     def _energy(self, family: str, drop: float) -> float:
         """Least energy at which the drop is predicted by what is known so far; the largest K where it never is."""
-        scale = NoiseScale.fit(self.points[family]) if self.points[family] else None
+        response = NoiseResponse.fit(self.points[family]) if self.points[family] else None
         allocator, repetition = self._allocator, self._allocator.hardware.repetition
         cost = allocator.objective.cost_at_k1
 
         def small(multiple: float) -> bool:
             energy = multiple * cost
             k = allocator.uniform_k(energy) if family == "uniform" else allocator.solve(energy)[0]
-            return self._predictor.predict(k, scale).drop <= drop
+            return self._predictor.predict(k, response).drop <= drop
 
         lowest = allocator.least_joule / cost * (1.0 + 1e-9)
         found = least(small, lowest, max(repetition.k_max, lowest))
