@@ -24,15 +24,15 @@ from torch.nn import functional as F
 from precalloc import allocate, compensate, profile, refine
 from precalloc.errors import DataError, ProfileError
 from precalloc.kmaps import KMap
-from precalloc.network.criteria import Regression
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.data import Batch, as_data
+from precalloc.network.descent import LogDescent, Schedule
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operating_point import Judged, batch_sensitivity, noisy_values
-from precalloc.network.refinement import decayed_mean, draw_towards
 from precalloc.network.splitting import hold_out
 from precalloc.network.tasks import Task
 from precalloc.objective import Granularity, Objective
+from solvers import Problem, solve
 
 Z = 4.5
 
@@ -109,19 +109,19 @@ def noisy_loss(model, x, plan, draws=60):
     )
 
 
-@pytest.mark.parametrize(("granularity", "steps", "profiles"), [("layer", 24, 1), ("channel", 96, 3)])
-def test_refinement_wins_where_noise_shifts_means(granularity, steps, profiles):
-    """At channel granularity some starts are good by luck, so the gain is that of several profiles' allocations."""
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_refinement_wins_where_noise_shifts_means(granularity):
+    """Several profiles' allocations: some starts are good by luck."""
     model, x, fresh = initialised(Pooled(), seed=2), normal(3, 480, 1, 68), normal(4, 300, 1, 68)
     chip = hardware((THERMAL,), levels={THERMAL: 0.3})
     gains = []
-    for seed in range(profiles):
+    for seed in range(3):
         found = profile(model, x, chip, margins=0, seed=seed)
         start = allocate(found, "4x", hardware=chip, granularity=granularity)
         refined = refine(model, x, found, start)
         assert refined.energy_joule <= start.budget_joule * (1 + 1e-9)
         assert refined.refinement.kept or refined.by_site == start.by_site
-        assert f"{steps} steps" in refined.refinement.describe()
+        assert "16 steps" in refined.refinement.describe()
         gains.append(noisy_loss(model, fresh, start) - noisy_loss(model, fresh, refined))
     gain = np.concatenate(gains)
     assert gain.mean() > Z * gain.std() / len(gain) ** 0.5
@@ -197,35 +197,28 @@ def test_held_out_examples_are_disjoint_and_all_there():
         assert sorted(torch.cat(parts).tolist()) == list(range(50))
 
 
-def test_decayed_means_and_precisions_by_hand():
-    mean, error = decayed_mean(np.array([[0.0], [3.0]]), 0.5)
-    assert mean == pytest.approx(2.0)  # weights 1/3, 2/3
-    assert error == pytest.approx((1 / 9 * 4 + 4 / 9 * 1) ** 0.5 / (1 - 5 / 9) ** 0.5)
-    assert draw_towards(np.array([4.0]), np.array([1.0]), np.array([1.0]), np.array([1.0])) == pytest.approx(2.5)
-    assert draw_towards(np.array([-9.0]), np.array([1.0]), np.array([1.0]), np.array([1.0])) == pytest.approx(0.02)
-    assert draw_towards(*np.zeros((4, 1))) == 0.0
+def test_descent_reaches_the_optimum_of_separable_damage_within_bounds_and_ties():
+    damage, cost = np.array([1.0, 4.0, 9.0, 0.01, 1.0, 1.0]), np.array([1.0, 1.0, 2.0, 1.0, 0.5, 1.5])
+    problem = Problem(damage, cost, 20.0, 0.5, 8.0, "continuous", ties=np.array([-1, -1, -1, -1, 0, 0]))
+    descent = LogDescent(problem, 20.0, np.full(6, 2.0), Schedule(300, 0.1))
+    for _ in range(300):
+        descent.step(damage)
+        assert cost @ descent.k == pytest.approx(20.0)
+    best = solve(problem)
+    np.testing.assert_allclose(descent.k, best.k, rtol=1e-2)
+    multiplier = np.mean(damage / best.k) * 6
+    np.testing.assert_allclose(descent.optimal_damage(0.0), multiplier * cost * descent.k**2 / 20.0, rtol=0.1)
 
 
-def test_a_compensated_start_is_refined_with_corrections_at_work():
-    model, x, fresh = initialised(Pooled(), seed=2), normal(3, 240, 1, 68), normal(4, 200, 1, 68)
-    chip = dataclasses.replace(hardware((THERMAL,), levels={THERMAL: 0.05}), digital_biases=True)
-    data = {"x": x, "y": model(x).detach()}  # squared error surely gains from means that are right
-    found = profile(model, data, chip, margins=0)
-    skewed = found.damage[THERMAL] * np.where(found.site_of_channel == 0, 1e-3, 1.0)
-    wrong = dataclasses.replace(found, damage={THERMAL: skewed})
-    start = compensate(model, data, allocate(wrong, "4x", hardware=chip))
+def test_a_compensated_start_is_refined_with_its_corrections_at_work():
+    model, x, fresh = initialised(Pooled(), seed=2), normal(3, 480, 1, 68), normal(4, 300, 1, 68)
+    chip = dataclasses.replace(hardware((THERMAL,), levels={THERMAL: 0.3}), digital_biases=True)
+    found = profile(model, x, chip, margins=0)
+    start = compensate(model, x, allocate(found, "4x", hardware=chip, granularity="channel"))
     assert start.bias_corrections
-    refined = refine(model, data, wrong, start)
+    refined = refine(model, x, found, start)
     assert refined.refinement.kept
-    assert not np.array_equal(refined.bias_corrections["filters"], start.bias_corrections["filters"])
-    assert set(refined.bias_corrections) == set(start.bias_corrections)
-    judged = Judged.of(model, Task(Regression()), Batch({"x": fresh}, model(fresh).detach()))
-    losses = [
-        [
-            noisy_values(model, Task(Regression()), judged, NoiseInjector.of(plan.kmap(), seed, CPU))[0].mean()
-            for seed in range(40)
-        ]
-        for plan in (start, refined)
-    ]
-    gain = np.subtract(*losses)
+    assert refined.bias_corrections.keys() == start.bias_corrections.keys()
+    assert all(np.array_equal(refined.bias_corrections[name], c) for name, c in start.bias_corrections.items())
+    gain = noisy_loss(model, fresh, start) - noisy_loss(model, fresh, refined)
     assert gain.mean() > Z * gain.std() / len(gain) ** 0.5

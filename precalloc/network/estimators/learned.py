@@ -36,6 +36,7 @@ from precalloc.kmaps import KMap
 from precalloc.network.checkpoints import Arrays, Checkpoint
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.data import Data
+from precalloc.network.descent import on_budget
 from precalloc.network.operating_point import References, batch_sensitivity
 from precalloc.network.state import derived_seed
 from precalloc.network.tasks import Task
@@ -120,12 +121,13 @@ class _Learning:
         allocator = Allocator.of(profile, profile.hardware, granularity)
         budget = options.budget if isinstance(options.budget, Budget) else Budget.parse(options.budget)
         start = allocator.within(budget)
-        self._start, self._objective, self._bounds = start, allocator.objective, allocator.problem
+        self._start, self._objective = start, allocator.objective
         if not allocator.least_joule < start.budget_joule:
             raise BudgetError(f"Budget {budget} leaves nothing to learn: it is the least that the hardware can use.")
-        self._cost, self._budget = self._objective.cost_joule / start.budget_joule, 1.0
+        self._cost = self._objective.cost_joule / start.budget_joule
         uniform = np.full(len(self._cost), 1.0 / self._cost.sum())
-        self._log_k = torch.from_numpy(np.log(self._on_budget(uniform))).requires_grad_()
+        self._limits = allocator.problem.k_min, allocator.problem.k_max
+        self._log_k = torch.from_numpy(np.log(on_budget(uniform, self._cost, self._limits))).requires_grad_()
         self._adam = torch.optim.Adam([self._log_k], lr=options.learning_rate)
         self._multiplier, self.done = 0.0, 0
 
@@ -162,21 +164,11 @@ class _Learning:
             slope = self._multiplier * share
         self._log_k.grad = torch.from_numpy(-units / k + slope)
         self._adam.step()
-        moved = np.clip(self.k, self._bounds.k_min, self._bounds.k_max)
+        moved = np.clip(self.k, *self._limits)
         if self._options.method == "primal-dual":
-            moved = self._on_budget(moved)
+            moved = on_budget(moved, self._cost, self._limits)
         with torch.no_grad():
             self._log_k.copy_(torch.from_numpy(np.log(moved)))
-
-    def _on_budget(self, k: FloatArray) -> FloatArray:
-        """Scale K to the budget, within its bounds, by bisection of the logarithm of the factor."""
-        low, high = -50.0, 50.0
-        for _ in range(100):
-            middle = 0.5 * (low + high)
-            scaled = np.clip(k * np.exp(middle), self._bounds.k_min, self._bounds.k_max)
-            low, high = (middle, high) if float(self._cost @ scaled) <= 1.0 else (low, middle)
-        found: FloatArray = np.clip(k * np.exp(low), self._bounds.k_min, self._bounds.k_max)
-        return found
 
     def _kmap(self) -> KMap:
         units, k = self._objective.site_of_unit, self.k
@@ -185,7 +177,8 @@ class _Learning:
 
     def damage(self) -> FloatArray:
         """S = lambda c K^2 of every channel, (channels,); channels of one K share it as their curvature says."""
-        found: FloatArray = max(self._multiplier, np.finfo(float).tiny) * self._cost * self._on_budget(self.k) ** 2
+        k = on_budget(self.k, self._cost, self._limits)
+        found: FloatArray = max(self._multiplier, np.finfo(float).tiny) * self._cost * k**2
         if self._objective.granularity is Granularity.CHANNEL:
             return found
         curvature = Objective.of(self._profile, self._profile.hardware, Granularity.CHANNEL).damage
