@@ -9,7 +9,8 @@ resamples lie beyond a ladder's end, which then stands in for them. Seconds are 
 profile, allocation and refinement of one budget; for the paper's method its learning.
 
 The paper's method (`precalloc.network.estimators.learned`, penalty variant) learns for one budget, near where it
-reaches the wanted drops; at the others the ratios of its K are kept. Compensated methods have bias corrections on top, precalloc's refinement with them at work.
+reaches the wanted drops; at the others the ratios of its K are kept. Compensated methods have bias corrections on top;
+precalloc's refinement moves K with them at work. Both choose on the same calibration examples.
 
 K is integer on the crossbars and continuous with homodyne detection, as the presets say. Needs the fixtures, by default
 in ``../shared/fixtures`` beside the repository. Whatever was measured is kept in the file of ``--results``, and a run
@@ -182,7 +183,9 @@ class Case:
         start = time.process_time()
         allocation = precalloc.allocate(profile, f"{multiple}x", hardware=self.hardware, granularity=granularity)
         if compensated:
-            allocation = compensate(self.model, self.calibration, allocation)
+            wanted = allocation.uniform_kmap() if name == "uniform" else allocation.kmap()
+            found = compensate(self.model, self.calibration, wanted).bias_corrections
+            allocation = allocation.with_bias_corrections(found, found)
         if name.startswith("precalloc"):
             allocation = precalloc.refine(self.model, self.calibration, profile, allocation)
         return allocation, time.process_time() - start
