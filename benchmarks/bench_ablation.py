@@ -19,10 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 import precalloc
-from benchmarks.bench_least_energy import DEFAULT_FIXTURES, PRESETS, first, without
-from precalloc.network.data import ArrayData
+from benchmarks.bench_least_energy import DEFAULT_FIXTURES, PRESETS, first
+from precalloc.network.data import ArrayData, Data
 from precalloc.network.data_files import load_data
 from precalloc.network.models import load_model
+from precalloc.network.overlap import unseen
 from precalloc.network.tasks import Task
 
 LABELS = ("labels", "model-drawn", "agreement")
@@ -40,7 +41,7 @@ def relabelled(model, data: ArrayData, labels: str) -> ArrayData:
     return ArrayData(data.inputs, torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0])
 
 
-def drop(model, evaluation: ArrayData, plan, seeds: int) -> str:
+def drop(model, evaluation: Data, plan, seeds: int) -> str:
     """Simulated drop in points with its interval."""
     found = precalloc.validate(model, evaluation, plan, seeds=seeds, seed=1000)
     return f"{100 * found.drop:.1f} [{100 * found.drop_low:.1f}, {100 * found.drop_high:.1f}]"
@@ -64,7 +65,7 @@ def main() -> None:
     folder, hardware = arguments.fixtures / fixture, precalloc.Hardware.load(PRESETS[noise])
     model = load_model(f"{folder / 'model.py'}:build")
     calibration = load_data(str(folder / "calib.npz"))
-    evaluation = without(first(load_data(str(folder / "eval.npz")), arguments.examples), calibration)
+    evaluation = unseen(first(load_data(str(folder / "eval.npz")), arguments.examples), calibration)
     table = Table(title=f"{arguments.case} at {arguments.budget} per {arguments.granularity}: drop in points")
     for column in ("examples", "labels", "curvature", "refined", "kept"):
         table.add_column(column, no_wrap=True)

@@ -21,12 +21,13 @@ from rich.table import Table
 from torch import nn
 
 import precalloc
-from benchmarks.bench_least_energy import DEFAULT_FIXTURES, without
+from benchmarks.bench_least_energy import DEFAULT_FIXTURES
 from precalloc.allocation import Allocation
 from precalloc.kmaps import KMap
 from precalloc.network.data import Data
 from precalloc.network.data_files import load_data
 from precalloc.network.models import load_model
+from precalloc.network.overlap import unseen
 
 CASES = (
     ("cifar10-resnet20", "homodyne-1550nm", "15x"),
@@ -70,7 +71,7 @@ def rows(
     spec = fixtures / fixture
     model = load_model(f"{spec / 'model.py'}:build")
     calibration = load_data(str(spec / "calib.npz"))
-    evaluation = without(load_data(str(spec / "eval.npz")), calibration)
+    evaluation = unseen(load_data(str(spec / "eval.npz")), calibration)
     for name, plan, seconds in plans(model, calibration, preset, budget, arguments.refine):
         simulated = precalloc.validate(model, evaluation, plan, seeds=arguments.seeds)
         drop = f"{100 * simulated.drop:.1f} [{100 * simulated.drop_low:.1f}, {100 * simulated.drop_high:.1f}]"

@@ -22,7 +22,6 @@ with the same file goes on from there:
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -37,13 +36,14 @@ import precalloc
 from precalloc.allocation import Allocation
 from precalloc.errors import BudgetError
 from precalloc.network.compensation import compensate
-from precalloc.network.data import ArrayData
+from precalloc.network.data import ArrayData, Data
 from precalloc.network.data_files import load_data
 from precalloc.network.estimators import Learned
 from precalloc.network.forward import model_device
 from precalloc.network.models import load_model
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operating_point import Judged, noisy_values
+from precalloc.network.overlap import unseen
 from precalloc.network.state import untouched
 from precalloc.network.tasks import Task
 from precalloc.workflow import require_fresh
@@ -110,21 +110,6 @@ class Results:
         return self._known[name]
 
 
-def without(evaluation: ArrayData, calibration: ArrayData) -> ArrayData:
-    """Leave out the examples of an evaluation set that are in the calibration set as well."""
-
-    def digests(data: ArrayData) -> list[str]:
-        rows = zip(*(np.asarray(value) for value in data.inputs.values()), strict=True)
-        return [hashlib.sha256(b"".join(part.tobytes() for part in row)).hexdigest() for row in rows]
-
-    known = set(digests(calibration))
-    fresh = np.array([digest not in known for digest in digests(evaluation)])
-    if not fresh.all():
-        report(f"{int((~fresh).sum())} evaluation examples are in the calibration data too and are left out")
-    kept = torch.from_numpy(np.flatnonzero(fresh))
-    return ArrayData({name: value[kept] for name, value in evaluation.inputs.items()}, evaluation.labels[kept])
-
-
 def first(data: ArrayData, count: int) -> ArrayData:
     """The first examples."""
     return ArrayData({name: value[:count] for name, value in data.inputs.items()}, data.labels[:count])
@@ -138,7 +123,7 @@ class Case:
         self.fixture, self.noise, self.effort, self.results = fixture, noise, effort, results
         self.model = load_model(f"{folder / 'model.py'}:build")
         self.calibration = first(load_data(str(folder / "calib.npz")), effort.calibration)
-        self.evaluation = without(first(load_data(str(folder / "eval.npz")), effort.examples), self.calibration)
+        self.evaluation = unseen(first(load_data(str(folder / "eval.npz")), effort.examples), self.calibration)
         self.hardware = precalloc.Hardware.load(PRESETS[noise])
         self.centres = CASES[fixture, noise]
         self._profiles: dict[str, tuple[precalloc.Profile, float]] = {}
@@ -238,7 +223,7 @@ class Case:
         return [points[rung] for rung in sorted(points)]
 
 
-def simulate(model, data: ArrayData, kmap, seeds: int) -> tuple[np.ndarray, np.ndarray]:
+def simulate(model, data: Data, kmap, seeds: int) -> tuple[np.ndarray, np.ndarray]:
     """Whether each example is right under each noise draw, (seeds, n), and without noise, (n,)."""
     task, device = Task(), model_device(model)
     right, clean = [], []

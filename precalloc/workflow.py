@@ -46,12 +46,13 @@ class Effort:
     announce: Callable[[str], None] = _tell_nobody
     estimator: str = "curvature"
     learn_budget: str | None = None
+    learn_granularity: str = "layer"
 
     @property
     def measurement_options(self) -> str:
         """What a profile depends on beside model, data and hardware."""
         return f"{__version__} {self.seed} {self.batch_size} {self.allow_uncovered} {self.task} {self.output}" + (
-            "" if self.estimator == "curvature" else f" {self.estimator} {self.learn_budget}"
+            "" if self.estimator == "curvature" else f" {self.estimator} {self.learn_budget} {self.learn_granularity}"
         )
 
     def telling(self, progress: Progress) -> Effort:
@@ -77,7 +78,7 @@ def measure(
         seed=effort.seed,
         batch_size=effort.batch_size,
         allow_uncovered=effort.allow_uncovered,
-        estimator=choose_estimator(effort.estimator, effort.learn_budget),
+        estimator=choose_estimator(effort.estimator, effort.learn_budget, effort.learn_granularity),
         name=name,
         progress=effort.progress,
         checkpoint=checkpoint,
@@ -217,9 +218,16 @@ def safeguard(
 
 
 def validate_both(
-    model: nn.Module, data: object, allocation: Allocation, effort: Effort, directory: Path
+    model: nn.Module,
+    data: object,
+    allocation: Allocation,
+    effort: Effort,
+    directory: Path,
+    calibration: object | None = None,
 ) -> Allocation:
     """Simulate an allocation and the uniform one beside it, with the same noise seeds.
+
+    Examples that are in the calibration data too, where that is given, are left out, and the allocation says so.
 
     Raises
     ------
@@ -229,6 +237,8 @@ def validate_both(
         If the model is not the one that was profiled.
     """
     require_fresh(model, data, allocation)
+    data, note = without_calibration(data, calibration)
+    allocation = allocation.with_notes(*note)
     kept = checkpoint_of(directory / "allocated"), checkpoint_of(directory / "uniform")
     announce_simulations(2, data, effort)
     effort = effort.telling(effort.progress)
@@ -319,6 +329,27 @@ def doubts(kmap: KMap, model: nn.Module, data: object) -> tuple[str, ...]:
     if kmap.data_hash and data_hash(as_data(data)) == kmap.data_hash:
         found.append("This is the data that K was chosen on. Give other data for an unbiased result.")
     return tuple(found)
+
+
+def without_calibration(data: object, calibration: object | None) -> tuple[object, tuple[str, ...]]:
+    """Leave out what is in the calibration data too, where that is given, and a note where that was any.
+
+    Raises
+    ------
+    DataError
+        If nothing is left.
+    """
+    if calibration is None:
+        return data, ()
+    from precalloc.network.data import as_data
+    from precalloc.network.overlap import Unseen, unseen
+
+    found = unseen(as_data(data), as_data(calibration))
+    if not isinstance(found, Unseen):
+        return data, ()
+    return found, (
+        f"{found.left_out} of {len(found.fresh)} validation examples are calibration examples too and are left out.",
+    )
 
 
 def load(model: str, weights: str | None) -> nn.Module:

@@ -58,7 +58,7 @@ def allocate(
     granularity: OneGranularity = Granularity.LAYER,
     compensate: Compensate = None,
     calibrate: Calibrate = None,
-    refine: Refine = False,
+    refine: Refine = None,
     estimator: EstimatorName = "curvature",
     validate: Annotated[str | None, typer.Option(help="Other data to simulate on; needs MODEL.")] = None,
     seeds: NoiseSeeds = 8,
@@ -104,6 +104,7 @@ def allocate(
             terminal.announce,
             estimator=estimator,
             learn_budget=budget,
+            learn_granularity=granularity,
         )
         measured = source.load_profile(network, chosen, effort, out)
         wanted = chosen[0] if chosen else measured.hardware
@@ -124,12 +125,13 @@ def allocate(
         )
         if compensates:
             allocation = workflow.compensate(network, calibration, allocation, effort, out)
-        if refine:
+        if source.refines(wanted, calibration):
             assert network is not None
             allocation = workflow.refine(network, calibration, measured, allocation, effort, out)
         if network is not None and calibration is not None:
             allocation = workflow.safeguard(network, calibration, measured, allocation, effort, out)
         if validate is not None:
             assert network is not None
-            allocation = workflow.validate_both(network, workflow.load_examples(validate), allocation, effort, out)
+            examples = workflow.load_examples(validate)
+            allocation = workflow.validate_both(network, examples, allocation, effort, out, calibration)
     finish(allocation, measured, out, terminal)

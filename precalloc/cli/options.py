@@ -55,7 +55,10 @@ EstimatorName = Annotated[
     ),
 ]
 Refine = Annotated[
-    bool, typer.Option("--refine/--no-refine", help="Improve K under its own noise; needs MODEL and --data.")
+    bool | None,
+    typer.Option(
+        help="Improve K under its own noise; by default where MODEL and --data are given and nothing is compensated."
+    ),
 ]
 AllowUncovered = Annotated[bool, typer.Option("--allow-uncovered", help="Go on where MACs belong to no site.")]
 OutFolder = Annotated[Path, typer.Option(help="Folder for the results.")]

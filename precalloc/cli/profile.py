@@ -23,6 +23,7 @@ from precalloc.cli.options import (
     Weights,
 )
 from precalloc.cli.terminal import Terminal
+from precalloc.objective import Granularity
 
 
 def profile(
@@ -38,6 +39,9 @@ def profile(
     allow_uncovered: AllowUncovered = False,
     estimator: EstimatorName = "curvature",
     budget: Annotated[str | None, typer.Option(help="That 'learned' learns for, such as '15x'.")] = None,
+    granularity: Annotated[
+        Granularity, typer.Option(help="Of the K that 'learned' learns; other estimators serve both.")
+    ] = Granularity.LAYER,
     quiet: Quiet = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -60,6 +64,7 @@ def profile(
             announce=terminal.announce,
             estimator=estimator,
             learn_budget=budget,
+            learn_granularity=granularity,
         )
         measured = workflow.measure(network, model, examples, chosen, effort, workflow.checkpoint_of(out))
     measured.save(out)

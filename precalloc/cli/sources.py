@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from precalloc.workflow import Effort
 
 
+# Examples below which refinement, which holds a third of them out, is left to those who ask for it.
+_LEAST_TO_REFINE = 30
+
+
 @dataclass(frozen=True)
 class Source:
     """The arguments of a command that say what to profile, or which profile to read, and what to simulate on.
 
-    ``compensate`` is None where the hardware decides, ``calibrate`` where what is given decides.
+    ``compensate`` is None where the hardware decides, ``calibrate`` where what is given decides, ``refine`` where both
+    do.
     """
 
     model: str | None
@@ -32,7 +37,7 @@ class Source:
     validate: str | None
     compensate: bool | None = False
     calibrate: bool | None = False
-    refine: bool = False
+    refine: bool | None = False
 
     def check(self) -> None:
         """Refuse arguments that do not fit together.
@@ -52,7 +57,7 @@ class Source:
             raise ModelError("--calibrate simulates the model on its calibration data: give MODEL and --data as well.")
         if self.refine and (self.model is None or self.data is None):
             raise ModelError("--refine runs the model on its calibration data: give MODEL and --data as well.")
-        simulates = self.compensate is not False or self.calibrate is not False or self.refine
+        simulates = not (self.compensate is False and self.calibrate is False and self.refine is False)
         if self.profile is not None and self.data is not None and not (self.model is not None and simulates):
             raise ModelError("Give either --profile or --data: the profile already holds what calibration data tells.")
         if self.validate is not None and self.model is None:
@@ -73,6 +78,17 @@ class Source:
     def compensates(self, hardware: Hardware) -> bool:
         """Whether bias corrections are wanted."""
         return hardware.digital_biases if self.compensate is None else self.compensate
+
+    def refines(self, hardware: Hardware, calibration: object | None) -> bool:
+        """Whether K is to be improved under its own noise: without corrections, mean shifts are damage of K alone.
+
+        Where nobody asked for it, not on a handful of examples.
+        """
+        if self.refine is not None or calibration is None or self.compensates(hardware):
+            return bool(self.refine)
+        from precalloc.network.data import as_data
+
+        return as_data(calibration).examples >= _LEAST_TO_REFINE
 
     def load_calibration(self) -> object | None:
         """Load the calibration data, where it is given."""

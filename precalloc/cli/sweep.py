@@ -114,14 +114,15 @@ def sweep(
                 cache = CalibrationCache(kept, network, calibration, measured, effort, source.compensates)
                 allocators = cache.calibrate_all(allocators)
         allocations = allocations_within(allocators, parsed)
+        unread: tuple[str, ...] = ()
         if validate is not None:
             assert network is not None
-            examples = workflow.load_examples(validate)
+            examples, unread = workflow.without_calibration(workflow.load_examples(validate), calibration)
             allocations = sweep_runs.simulate_some(network, examples, allocations, points, effort, out, compensation)
     frame = sweep_frame(allocations)
     marks = curve_landmarks(allocators, frame)
     written = sweep_runs.write_sweep(out, frame, marks, pictures=pictures, parquet=parquet)
-    for note in sweep_runs.notes(allocations, source.compensates):
+    for note in (*unread, *sweep_runs.notes(allocations, source.compensates)):
         terminal.say(f"Note: {note}")
     _finish(terminal, frame, marks, [str(path) for path in written])
 

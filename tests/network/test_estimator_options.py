@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from precalloc import Profile
 from precalloc.cli import app
+from precalloc.network.estimators import Learned, choose_estimator
 
 NETWORK = """
 import torch
@@ -42,9 +43,41 @@ def test_profile_by_name_of_the_estimator(files):
     assert (result.exit_code, "'guess' is unknown" in result.stderr) == (2, True)
 
 
-def test_allocate_says_what_refinement_won(files):
-    result = run("allocate", files, "--out", files / "out", "--budget", "2x", "--refine", "--no-compensate")
+@pytest.mark.parametrize("command", ["profile", "allocate"])
+def test_learning_is_for_the_budget_and_the_granularity(files, command, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "precalloc.network.estimators.choose_estimator", lambda *given: asked.append(given) or "curvature"
+    )
+    learning = "--estimator", "learned", "--budget", "2x", "--granularity", "channel"
+    assert run(command, files, "--out", files / "out", *learning).exit_code == 0
+    assert asked == [("learned", "2x", "channel")]
+    assert choose_estimator(*asked[0]) == Learned("2x", "channel")
+
+
+def test_allocate_says_what_refinement_won_and_refines_by_itself_where_nothing_is_compensated(files):
+    result = run("allocate", files, "--out", files / "out", "--budget", "2x", "--no-compensate")
     assert result.exit_code == 0, result.output
     assert "held-out calibration examples" in (files / "out" / "report.md").read_text()
+    result = run("allocate", files, "--out", files / "plain", "--budget", "2x", "--no-compensate", "--no-refine")
+    assert result.exit_code == 0, result.output
+    assert "held-out calibration examples" not in (files / "plain" / "report.md").read_text()
     record = json.loads((files / "out" / "kmap.json").read_text())
     assert record["energy_joule"] <= record["budget_joule"] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("command", ["allocate", "sweep"])
+def test_validation_leaves_out_what_calibration_knows(files, command):
+    known, rng = np.load(files / "calib.npz"), np.random.default_rng(1)
+    fresh = rng.normal(size=(40, 6)).astype(np.float32)
+    labels = rng.integers(4, size=45)
+    np.savez(files / "eval.npz", x=np.concatenate([known["x"][7:12], fresh]), y=labels)
+    budget = ("--budget", "2x") if command == "allocate" else ("--budgets", "2x,4x", "--no-pictures")
+    options = (*budget, "--no-compensate", "--no-calibrate", "--seeds", "1", "--validate")
+    result = run(command, files, "--out", files / "out", *options, files / "eval.npz")
+    assert result.exit_code == 0, result.output
+    told = result.output + "".join(path.read_text() for path in (files / "out").glob("report.md"))
+    assert "5 of 45 validation examples are calibration examples too and are left out" in " ".join(told.split())
+    np.savez(files / "all.npz", x=known["x"][:50], y=known["y"][:50])
+    result = run(command, files, "--out", files / "out", *options, files / "all.npz")
+    assert (result.exit_code, "All validation examples" in result.stderr) == (2, True)

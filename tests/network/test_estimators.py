@@ -56,11 +56,13 @@ def test_forward_finds_the_analytic_damage_of_every_channel(kind):
 NETWORKS = {
     "perceptron": (Perceptron(), (6,)),
     "attention": (EagerAttention(), (3, 4)),
+    "convolutions": (nn.Sequential(nn.Conv2d(1, 3, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 4)), (1, 6, 6)),
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "convolutions" else pytest.mark.slow) for name in NETWORKS]
+)
 def test_curvature_agrees_with_forward(name):
     model, shape = NETWORKS[name]
     model = initialised(model, seed=1, scale=1.5)

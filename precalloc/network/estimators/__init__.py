@@ -11,9 +11,9 @@ Estimator = str | Forward | Learned
 __all__ = ["Estimator", "Forward", "Learned", "choose_estimator", "resolve_estimator"]
 
 
-def choose_estimator(name: str, budget: str | None = None) -> Estimator:
-    """Estimator by name; learning is for a budget."""
-    return Learned(budget) if name == "learned" and budget is not None else name
+def choose_estimator(name: str, budget: str | None = None, granularity: str = "layer") -> Estimator:
+    """Estimator by name; learning is for a budget and a granularity."""
+    return Learned(budget, granularity) if name == "learned" and budget is not None else name
 
 
 def resolve_estimator(estimator: Estimator) -> Forward | Learned | None:
