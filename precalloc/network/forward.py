@@ -62,7 +62,11 @@ class Forward:
         DataError, ModelError
             If the model does not take the inputs, or has no such output.
         """
-        found = select_output(self.run(model, batch), self.output)
+        return self.chosen(self.run(model, batch))
+
+    def chosen(self, output: object) -> Tensor:
+        """Of what the model returned, the output that counts, in single precision at least."""
+        found = select_output(output, self.output)
         return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
 
 

@@ -22,7 +22,7 @@ from precalloc.network.forward import Forward, ForwardFn
 from precalloc.network.measurement import Measurement, Options
 from precalloc.network.models import check_model, model_hash
 from precalloc.network.observation import Layout, find_layouts
-from precalloc.network.sites import require_coverage, require_deterministic, survey
+from precalloc.network.sites import require_coverage, require_deterministic, require_finite, survey
 from precalloc.network.state import untouched
 from precalloc.network.tasks import Task, resolve_task
 from precalloc.profiles import Profile, Provenance
@@ -30,8 +30,8 @@ from precalloc.progress import Progress, silent
 
 _log = logging.getLogger(__name__)
 
-# Examples on which output, labels and loss are tried before the work; a whole batch twice would take as long as it.
-_TRIED = 8
+# Examples on which the model is tried once more; whole batches would add to its time.
+_TRIED = 3
 
 
 def profile(
@@ -111,9 +111,10 @@ def profile(
         found = survey(ready, first, judged.forward)
         _log.info("%s: %d sites, %d uncovered operators", judged.name, len(found.counts), len(found.uncovered))
         require_coverage(found.counts, found.uncovered, allow_uncovered)
-        few = first.take(_TRIED)
-        clean = require_deterministic(ready, few, judged.forward)
-        judged.require_sound(clean, few)
+        clean = judged.forward.chosen(found.output)
+        require_finite(clean)
+        judged.require_sound(clean, first)
+        require_deterministic(ready, first.take(_TRIED), judged.forward)
         _check_labels(source, judged, clean)
         margins = min(margins, clean.shape[1] - 1) if judged.has_margins else 0
         options = Options(hardware.kinds, seed, batch_size, margins, prediction_examples, range_percentile)
@@ -181,7 +182,7 @@ def _check_labels(data: Data, task: Task, output: Tensor) -> None:
 
 
 def _layouts(model: nn.Module, batch: Batch, forward: Forward, sites: Collection[str]) -> dict[str, Layout]:
-    found = find_layouts(model, batch.take(3), forward)
+    found = find_layouts(model, batch.take(_TRIED), forward)
     if not found.keys() >= set(sites):  # what runs may depend on the examples
         found = find_layouts(model, batch, forward) | found
     layouts = {site: layout for site, layout in found.items() if layout is not None}

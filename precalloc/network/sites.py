@@ -138,8 +138,9 @@ def discover(
 
 @dataclass(frozen=True)
 class Found:
-    """Result of `survey`; fields are those of `SiteReport`, with counts by site name in order of first execution."""
+    """Result of `survey`: what the model returned, and the fields of `SiteReport`, counts by site name in order."""
 
+    output: Any
     counts: dict[str, SiteCounts]
     uncovered: tuple[Uncovered, ...]
     digital: tuple[DigitalProduct, ...]
@@ -155,7 +156,7 @@ def survey(model: nn.Module, batch: Batch, forward: Forward) -> Found:
     ]
     try:
         with torch.no_grad(), run.flops, intercept(model, run.on_product, run.on_other):
-            forward.run(model, batch)
+            output = forward.run(model, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -164,6 +165,7 @@ def survey(model: nn.Module, batch: Batch, forward: Forward) -> Found:
         run.macs["", "code outside torch functions", None] = hidden / 2
     each = [(name, operator, macs / batch.size, reason) for (name, operator, reason), macs in run.macs.items()]
     return Found(
+        output,
         run.counts,
         tuple(
             Uncovered(name, operator, macs, operator not in run.opaque)
@@ -275,20 +277,28 @@ def _named(item: Uncovered) -> str:
     return where if item.understood else f"{where} (its kernel is not looked into)"
 
 
-def require_deterministic(model: nn.Module, batch: Batch, forward: Forward) -> Tensor:
-    """Run the model twice on one batch; return its output.
+def require_finite(output: Tensor) -> None:
+    """Refuse outputs with which nothing can be measured.
+
+    Raises
+    ------
+    ModelError
+        If they are not finite.
+    """
+    if not bool(output.isfinite().all()):
+        raise ModelError("The model's output has NaN or infinite values on the data. Check weights and input scaling.")
+
+
+def require_deterministic(model: nn.Module, batch: Batch, forward: Forward) -> None:
+    """Run the model twice on one batch.
 
     Raises
     ------
     NondeterministicModelError
         If the outputs differ.
-    ModelError
-        If they are not finite.
     """
     with torch.no_grad():
         first, second = forward(model, batch), forward(model, batch)
-    if not bool(first.isfinite().all()):
-        raise ModelError("The model's output has NaN or infinite values on the data. Check weights and input scaling.")
     scale = float(first.abs().max()) or 1.0
     difference = float((first - second).abs().max())
     if difference > 1e-4 * scale:
@@ -296,4 +306,3 @@ def require_deterministic(model: nn.Module, batch: Batch, forward: Forward) -> T
             f"The model gives different outputs on the same input (by {difference:.3g}). "
             "Switch off what is random in its forward (dropout with training=True, sampling)."
         )
-    return first
