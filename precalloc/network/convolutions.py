@@ -95,7 +95,13 @@ def _padding_along(padding: int | str | Sequence[int] | None, axis: int, reach: 
 def _window_sum(t: Tensor, axis: int, reach: int, step: int, spread: int, padding: tuple[int, int]) -> Tensor:
     """Sum over a convolution's window along one axis, counted from the end: much less work than a convolution."""
     padded = pad(t, [*[0, 0] * (-axis - 1), *padding]) if any(padding) else t
-    return padded.unfold(axis, reach + 1, step)[..., ::spread].sum(-1) if reach or step > 1 else padded
+    first, *others = padded.unfold(axis, reach + 1, step)[..., ::spread].unbind(-1)
+    if not others:
+        return first
+    total = first + others[0]
+    for part in others[1:]:
+        total += part
+    return total
 
 
 def _spread_groups(field: Tensor, batched: bool, channels_per_group: int, groups: int) -> Tensor:

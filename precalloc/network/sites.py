@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from precalloc.errors import CoverageError, ModelError, NondeterministicModelError
 from precalloc.network.data import Batch, as_data
+from precalloc.network.flops import FlopCount
 from precalloc.network.folding import fold_batch_norm
 from precalloc.network.forward import Forward, ForwardFn
 from precalloc.network.interception import intercept
@@ -149,7 +149,7 @@ class Found:
 
 def survey(model: nn.Module, batch: Batch, forward: Forward) -> Found:
     """Count the products of one forward pass, and attribute every FLOP outside them to a module and an operator."""
-    run = _Survey(FlopCounterMode(display=False))
+    run = _Survey(FlopCount())
     handles = [
         module.register_forward_pre_hook(lambda *_, name=name: run.called.add(name))
         for name, module in model.named_modules()
@@ -160,7 +160,7 @@ def survey(model: nn.Module, batch: Batch, forward: Forward) -> Found:
     finally:
         for handle in handles:
             handle.remove()
-    hidden = run.flops.get_total_flops() - run.seen_flops
+    hidden = run.flops.total - run.seen_flops
     if hidden > 0:
         run.macs["", "code outside torch functions", None] = hidden / 2
     each = [(name, operator, macs / batch.size, reason) for (name, operator, reason), macs in run.macs.items()]
@@ -179,7 +179,7 @@ def survey(model: nn.Module, batch: Batch, forward: Forward) -> Found:
 
 @dataclass
 class _Survey:
-    flops: FlopCounterMode
+    flops: FlopCount
     counts: dict[str, SiteCounts] = field(default_factory=dict)
     macs: dict[tuple[str, str, str | None], float] = field(default_factory=dict)
     seen_flops: int = 0
@@ -187,16 +187,16 @@ class _Survey:
     opaque: set[str] = field(default_factory=set)
 
     def on_product(self, name: str, product: Product) -> Tensor:
-        before = self.flops.get_total_flops()
+        before = self.flops.total
         y = product.apply(product.x, product.w)
-        self.seen_flops += self.flops.get_total_flops() - before
+        self.seen_flops += self.flops.total - before
         count_call(self.counts, name, product, y)
         return y
 
     def on_other(self, path: str, operator: str, call: Callable[[], Any], reason: str | None) -> Any:
-        before = self.flops.get_total_flops()
+        before = self.flops.total
         result = call()
-        seen = self.flops.get_total_flops() - before
+        seen = self.flops.total - before
         self.seen_flops += seen
         macs = seen / 2
         if seen == 0 and reason is None and _is_opaque(operator):
