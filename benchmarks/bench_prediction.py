@@ -37,6 +37,7 @@ import precalloc
 from precalloc.allocator import Allocator
 from precalloc.budgets import Budget, BudgetKind
 from precalloc.intervals import paired
+from precalloc.network import compensation
 from precalloc.network.data import data_hash
 from precalloc.network.data_files import load_data
 from precalloc.network.data_parts import first
@@ -44,6 +45,7 @@ from precalloc.network.forward import model_device
 from precalloc.network.models import load_model
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operating_point import Judged, noisy_values
+from precalloc.network.preparation import TaskChoices
 from precalloc.network.state import derived_seed, untouched
 from precalloc.network.tasks import Task
 from precalloc.objective import parse_granularity
@@ -53,6 +55,7 @@ DEFAULT_FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
 PRESETS = ("homodyne-1550nm", "crossbar-thermal", "crossbar-weight")
 LARGEST = 0.05
 STREAM = 901
+DRAWS = 2  # of bias corrections
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,11 @@ class Effort:
 
 
 EFFORTS = {
-    "kws-dscnn": Effort((0.005, 0.01, 0.018, 0.027, 0.036, 0.045), 700, 4, 35, 256),
-    "cifar10-resnet20": Effort((0.005, 0.015, 0.028, 0.042), 2500, 1, 50, 256),
+    "kws-dscnn": Effort((0.005, 0.01, 0.018, 0.027, 0.036, 0.045), 700, 2, 35, 256),
+    "cifar10-resnet20": Effort((0.005, 0.015, 0.028, 0.042), 1500, 1, 50, 128),
     "sst2-minilm": Effort((0.01, 0.03), 872, 1, 32, 128, compensated=False),
 }
+PROFILED = 1000
 
 
 class Network:
@@ -84,7 +88,7 @@ class Network:
     def __init__(self, folder: Path, name: str, keep: Path | None) -> None:
         self.name, self.effort, self._keep = name, EFFORTS[name], keep
         self.model = load_model(f"{folder / name / 'model.py'}:build")
-        self.calibration = load_data(str(folder / name / "calib.npz"))
+        self.calibration = first(load_data(str(folder / name / "calib.npz")), PROFILED)
         evaluation = load_data(str(folder / name / "eval.npz"))
         assert data_hash(self.calibration) != data_hash(evaluation)
         self.evaluation = first(evaluation, self.effort.examples)
@@ -94,9 +98,7 @@ class Network:
         """Profile for the noise kinds of all presets."""
         chips = [precalloc.Hardware.load(preset) for preset in PRESETS]
         every = replace(chips[0], noise=tuple(term for chip in chips for term in chip.noise))
-        return self._kept(
-            "profile", lambda: precalloc.profile(self.model, self.calibration, every, prediction_examples=2000)
-        )
+        return self._kept("profile", lambda: precalloc.profile(self.model, self.calibration, every))
 
     def calibrated(self, preset: str, granularity: str) -> precalloc.Profile:
         """Profile with predictions calibrated for a hardware and granularity."""
@@ -186,9 +188,9 @@ def pair(network: Network, allocator: Allocator, family: str, drop: float) -> di
     source = found.uniform if family == "uniform" else found
     kmap = found.uniform_kmap() if family == "uniform" else found.kmap()
     if network.effort.compensated:
-        kmap = precalloc.compensate(
-            network.model, network.calibration, kmap, draws=4, examples=network.effort.calibration
-        )
+        examples = first(network.calibration, network.effort.calibration)
+        effort = compensation.Effort(DRAWS, derived_seed(STREAM), examples.examples, network.effort.batch)
+        kmap = kmap.compensated(compensation.corrections_only(network.model, examples, kmap, TaskChoices(), effort))
     predicted = source.predicted
     assert predicted is not None
     return {

@@ -13,6 +13,7 @@ from precalloc.accuracy import SimulatedAccuracy
 from precalloc.calibration import Calibration
 from precalloc.choices import Choices
 from precalloc.hardware import Hardware
+from precalloc.intervals import NORMAL_QUANTILE
 from precalloc.kmaps import KMap, SiteRanges
 from precalloc.objective import Granularity
 from precalloc.prediction import Prediction
@@ -24,8 +25,8 @@ from precalloc.refinements import Refinement
 class UniformAllocation:
     """One K for the whole network, with the same figures (and bias corrections, by site) as an allocation.
 
-    ``clean_loss`` is the loss without noise; ``held`` names the sites whose bounds keep them from the common K, with
-    their own.
+    ``clean_loss`` is the loss without noise, ``loss_error`` the standard error of the predicted one; ``held`` names the
+    sites whose bounds keep them from the common K, with their own.
     """
 
     repetitions: float
@@ -36,11 +37,17 @@ class UniformAllocation:
     clean_loss: float = math.nan
     bias_corrections: Mapping[str, FloatArray] = field(default_factory=dict)
     held: Mapping[str, float] = field(default_factory=dict)
+    loss_error: float = math.nan
 
     @property
     def predicted_loss(self) -> float:
         """Loss on the calibration data plus the damage; per token for language models."""
         return self.clean_loss + self.damage
+
+    @property
+    def predicted_loss_interval(self) -> tuple[float, float]:
+        """95 % interval of the predicted loss, as `Allocation.predicted_loss_interval`."""
+        return _interval(self.predicted_loss, self.loss_error)
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,8 @@ class Allocation:
         Of the profile.
     seed
         Of the prediction's integration.
-    clean_loss
-        Loss of the noiseless network on the calibration data.
+    clean_loss, loss_error
+        Loss of the noiseless network on the calibration data; standard error of the predicted loss, NaN where unknown.
     refinement
         What `precalloc.refine` saw; None where it was not called.
     calibration
@@ -147,6 +154,7 @@ class Allocation:
     notes: tuple[str, ...] = ()
     choices: Choices = field(default_factory=Choices)
     digital: tuple[DigitalSite, ...] = ()
+    loss_error: float = math.nan
 
     def __post_init__(self) -> None:
         for entry in self:
@@ -188,6 +196,14 @@ class Allocation:
     def predicted_loss(self) -> float:
         """Loss on the calibration data plus the damage; per token for language models."""
         return self.clean_loss + self.objective
+
+    @property
+    def predicted_loss_interval(self) -> tuple[float, float]:
+        """95 % interval of the predicted loss over samples of examples; NaN where the error is not known.
+
+        It covers the clean loss and the measured damage, not what the second-order model leaves out.
+        """
+        return _interval(self.predicted_loss, self.loss_error)
 
     @property
     def energy_per_mac_joule(self) -> float:
@@ -295,3 +311,7 @@ class Allocation:
     def with_notes(self, *notes: str) -> Allocation:
         """Add what a reader should know before using the allocation."""
         return replace(self, notes=self.notes + notes)
+
+
+def _interval(value: float, error: float) -> tuple[float, float]:
+    return value - NORMAL_QUANTILE * error, value + NORMAL_QUANTILE * error

@@ -288,6 +288,7 @@ class Allocator:
             self.objective.damage_at(each),
             self.predict(each, "uniform"),
             clean_loss=self.profile.clean_loss,
+            loss_error=self._loss_error(each),
             held=held,
         )
 
@@ -325,6 +326,10 @@ class Allocator:
         assert self.predictor is not None
         response = None if self.calibration is None else self.calibration.responses[family]
         return self.predictor.predict(k, response)
+
+    def _loss_error(self, k: FloatArray) -> float:
+        """Standard error of the predicted loss: those of clean loss and damage, which rest on one sample, added."""
+        return self.profile.clean_loss_error + self.objective.damage_error(k)
 
     def _least_uniform(self, holds: Callable[[Prediction], bool]) -> UniformAllocation | None:
         """Least uniform K whose prediction satisfies a condition that keeps holding as K grows."""
@@ -387,6 +392,7 @@ class Allocator:
             provenance=self.profile.provenance,
             seed=self.seed,
             clean_loss=self.profile.clean_loss,
+            loss_error=self._loss_error(k),
             choices=self.choices,
             digital=self.digital,
             calibration=self.calibration,

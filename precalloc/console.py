@@ -87,7 +87,7 @@ def summary_table(allocation: Allocation) -> Table:
         if classifies:
             numbers = figures.accuracy(entry.predicted), figures.accuracy(entry.simulated)
         else:
-            numbers = figures.loss(entry.predicted_loss, a.provenance.task), figures.simulated_loss(entry.simulated)
+            numbers = figures.predicted_loss(entry, a.provenance.task), figures.simulated_loss(entry.simulated)
         table.add_row(name, *numbers, format_energy(entry.energy_joule))
     return table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from precalloc.accuracy import SimulatedAccuracy, perplexity
-from precalloc.allocation import SiteAllocation, UniformAllocation
+from precalloc.allocation import Allocation, SiteAllocation, UniformAllocation
 from precalloc.prediction import Prediction
 
 Accuracy = Prediction | SimulatedAccuracy
@@ -41,6 +41,16 @@ def loss(value: float, task: str) -> str:
     """Write a loss "2.3451", for language models with its perplexity: "2.3451 (perplexity 10.43)"."""
     number = "-" if math.isnan(value) else f"{value:.4f}"
     return f"{number} (perplexity {perplexity(value):.2f})" if task == "language-model" else number
+
+
+def predicted_loss(value: Allocation | UniformAllocation, task: str) -> str:
+    """Write a predicted loss with its 95 % interval (for language models a perplexity), where that is known."""
+    low, high = value.predicted_loss_interval
+    if math.isnan(low):
+        return loss(value.predicted_loss, task)
+    if task == "language-model":
+        return "perplexity {:.2f} [{:.2f}, {:.2f}]".format(*map(perplexity, (value.predicted_loss, low, high)))
+    return f"{value.predicted_loss:.4f} [{low:.4f}, {high:.4f}]"
 
 
 def simulated_loss(value: SimulatedAccuracy | None) -> str:

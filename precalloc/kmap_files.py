@@ -117,10 +117,18 @@ def accuracy_record(accuracy: Prediction | SimulatedAccuracy | None) -> dict[str
 
 def _loss_record(allocation: Allocation) -> dict[str, Any]:
     """Predicted loss and, for language models, perplexity."""
-    losses = {"clean_loss": allocation.clean_loss, "predicted_loss": allocation.predicted_loss}
+    low, high = allocation.predicted_loss_interval
+    losses = {
+        "clean_loss": allocation.clean_loss,
+        "predicted_loss": allocation.predicted_loss,
+        "predicted_loss_low": low,
+        "predicted_loss_high": high,
+    }
     if allocation.provenance.task == "language-model":
         losses["clean_perplexity"] = perplexity(allocation.clean_loss)
         losses["predicted_perplexity"] = perplexity(allocation.predicted_loss)
+        losses["predicted_perplexity_low"] = perplexity(low)
+        losses["predicted_perplexity_high"] = perplexity(high)
     return {name: plain_number(value) for name, value in losses.items()}
 
 
@@ -132,6 +140,8 @@ def _uniform_record(uniform: UniformAllocation | None) -> dict[str, Any] | None:
         "energy_joule": uniform.energy_joule,
         "objective": uniform.damage,
         "predicted_loss": plain_number(uniform.predicted_loss),
+        "predicted_loss_low": plain_number(uniform.predicted_loss_interval[0]),
+        "predicted_loss_high": plain_number(uniform.predicted_loss_interval[1]),
         "predicted": accuracy_record(uniform.predicted),
         "simulated": accuracy_record(uniform.simulated),
         "held": {name: plain_number(k) for name, k in uniform.held.items()},

@@ -13,6 +13,7 @@ from precalloc.allocation import Allocation, DigitalSite, SiteAllocation, Unifor
 from precalloc.calibration import Calibration
 from precalloc.choices import Choices
 from precalloc.errors import KMapError
+from precalloc.intervals import NORMAL_QUANTILE
 from precalloc.kmaps import KMap
 from precalloc.prediction import Prediction
 from precalloc.profiles import Provenance, Site
@@ -62,6 +63,7 @@ def _allocation(record: Mapping[str, Any], kmap: KMap) -> Allocation:
         seed=seed,
         simulated=_simulated(record["simulated"]),
         clean_loss=clean_loss,
+        loss_error=_loss_error(record),
         calibration=_calibration(record.get("calibration")),
         bias_corrections=kmap.bias_corrections,
         notes=tuple(record.get("notes", ())),
@@ -104,8 +106,14 @@ def _uniform(record: Mapping[str, Any], clean_loss: float) -> UniformAllocation:
         predicted=_predicted(record["predicted"]),
         simulated=_simulated(record["simulated"]),
         clean_loss=clean_loss,
+        loss_error=_loss_error(record),
         held={name: float(k) for name, k in record.get("held", {}).items()},
     )
+
+
+def _loss_error(record: Mapping[str, Any]) -> float:
+    low, high = (_number(record.get(f"predicted_loss_{end}"), math.nan) for end in ("low", "high"))
+    return (high - low) / (2.0 * NORMAL_QUANTILE)
 
 
 def _predicted(record: Mapping[str, Any] | None) -> Prediction | None:

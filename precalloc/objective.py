@@ -53,6 +53,8 @@ class Objective:
         Damage at K = 1 of the noise that repetitions average, in units of the loss.
     site_floor : (sites,)
         Damage of the noise that they do not.
+    relative_error : (sites,)
+        Standard error of each site's damage at K = 1 over that damage; NaN where it is not known.
     cost_joule : (units,)
         Energy per inference at K = 1; a channel pays an equal share of its site's.
     macs
@@ -63,6 +65,7 @@ class Objective:
     site_of_unit: npt.NDArray[np.int64]
     damage: FloatArray
     site_floor: FloatArray
+    relative_error: FloatArray
     cost_joule: FloatArray
     macs: float
 
@@ -90,7 +93,10 @@ class Objective:
             site_of_unit = profile.site_of_channel
             shares = np.array([site.channels for site in profile.sites], dtype=float)
             damage, cost = channel_damage, (site_cost / shares)[site_of_unit]
-        return cls(granularity, site_of_unit, damage, profile.sum_channels(channel_floor), cost, profile.macs)
+        error = weighted_sum(profile.site_damage_error, hardware.noise, len(profile.sites))
+        whole = np.abs(profile.sum_channels(channel_damage + channel_floor))
+        relative = np.divide(error, whole, out=np.zeros_like(error), where=whole > 0.0)
+        return cls(granularity, site_of_unit, damage, profile.sum_channels(channel_floor), relative, cost, profile.macs)
 
     @property
     def floor(self) -> float:
@@ -109,6 +115,14 @@ class Objective:
     def damage_at(self, k: FloatArray | float) -> float:
         """Damage of the whole network at the K of each unit (units,), or one K for all."""
         return self.floor + float(np.sum(self.damage / k))
+
+    def damage_error(self, k: FloatArray) -> float:
+        """Standard error of ``damage_at`` at the K of each unit (units,); NaN where it is not known.
+
+        Sites are measured on the same examples, so that their errors are added; that of a site is the same share of
+        its damage at every K.
+        """
+        return float((self.relative_error * np.abs(self.site_damage(k))).sum())
 
     def energy_joule(self, k: FloatArray | float) -> float:
         """Energy per inference at the K of each unit (units,), or one K for all."""

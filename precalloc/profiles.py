@@ -158,8 +158,8 @@ class Profile:
     clean_accuracy
         Mean score of the noiseless model: the share of the profiled examples (or tokens) that it has right, 1 without
         labels; NaN where the task has no score.
-    clean_loss
-        Mean loss of the noiseless model.
+    clean_loss, clean_loss_error
+        Mean loss of the noiseless model, and its standard error over examples; NaN where it is not known.
     hardware
         What it was measured for: the one that allocations are for unless another is named.
     margins
@@ -179,6 +179,7 @@ class Profile:
     provenance: Provenance
     margins: MarginTable | None = None
     calibration: Calibration | None = None
+    clean_loss_error: float = math.nan
 
     @property
     def kinds(self) -> tuple[NoiseKind, ...]:
@@ -249,6 +250,7 @@ def _header(profile: Profile) -> dict[str, Any]:
         "sites": [asdict(site) for site in profile.sites],
         "clean_accuracy": None if math.isnan(profile.clean_accuracy) else profile.clean_accuracy,
         "clean_loss": profile.clean_loss,
+        "clean_loss_error": None if math.isnan(profile.clean_loss_error) else profile.clean_loss_error,
         "hardware": profile.hardware.to_dict(),
         "provenance": asdict(profile.provenance),
         "calibration": None if profile.calibration is None else profile.calibration.to_record(),
@@ -326,12 +328,13 @@ def _read(path: Path) -> Profile:
 
 
 def _profile(path: Path, file: Mapping[str, FloatArray], header: Mapping[str, Any]) -> Profile:
-    kinds = tuple(NoiseKind(kind) for kind in header["kinds"])
+    kinds, loss_error = tuple(NoiseKind(kind) for kind in header["kinds"]), header.get("clean_loss_error")
     per_kind = {name: {kind: file[f"{name}/{kind}"] for kind in kinds} for name in _PER_KIND}
     return Profile(
         sites=tuple(Site(**site) for site in header["sites"]),
         clean_accuracy=math.nan if header["clean_accuracy"] is None else header["clean_accuracy"],
         clean_loss=header["clean_loss"],
+        clean_loss_error=math.nan if loss_error is None else loss_error,
         hardware=Hardware.from_dict(header["hardware"], f"in {path}"),
         provenance=Provenance(**header["provenance"]),
         margins=_read_margins(path, file, header, kinds),

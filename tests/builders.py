@@ -52,6 +52,7 @@ def make_profile(kinds=KINDS, margins=True, examples=300, m=3, **changes):
         "noise_variance": {kind: variance[kind] for kind in kinds},
         "clean_accuracy": 0.9 if table is None else float(np.all(table.margins > 0, axis=1).mean()),
         "clean_loss": 0.2,
+        "clean_loss_error": 0.01,
         "hardware": make_hardware(),
         "provenance": Provenance(
             "net.py:build", "abc", "def", examples, True, "curvature", 0, 99.99, {"torch": "2.13"}

@@ -1,3 +1,4 @@
+import math
 import re
 from dataclasses import replace
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 from builders import make_hardware, make_profile
 
+from precalloc import figures
 from precalloc.accuracy import SimulatedAccuracy, SimulatedLoss
 from precalloc.allocator import allocate
 from precalloc.console import kmap_table, progress_bars, simulation_table, standard_console, summary_table
@@ -100,7 +102,11 @@ def test_tasks_without_accuracy_are_told_by_their_loss(task, capsys):
     assert allocation.predicted_loss == pytest.approx(0.2 + allocation.objective)
     assert allocation.uniform.predicted_loss >= allocation.predicted_loss
     text = report_markdown(allocation)
-    assert f"| predicted loss | {allocation.predicted_loss:.4f}" in text
+    assert f"| predicted loss | {figures.predicted_loss(allocation, task)} |" in text
+    assert figures.predicted_loss(allocation, task).endswith("]")
+    unknown = replace(profile, clean_loss_error=math.nan)
+    told = figures.predicted_loss(allocate(unknown, "15x", hardware=make_hardware()), task)
+    assert told == figures.loss(allocation.predicted_loss, task)
     assert ("predicted accuracy" in text, "no margins" in text) == (False, False)
     assert ("perplexity" in text) == (task == "language-model")
     simulated = losses(allocation.objective, task, score)

@@ -96,11 +96,12 @@ class Measurement:
         }
         self.damage = {kind: GroupSums(self.slots.total) for kind in options.kinds}
         self.site_damage = {kind: GroupSums(len(surveyed)) for kind in options.kinds}
+        self.loss = GroupSums(1)
         self.block = Block(self.slots)
         self.weight_range = np.ones(self.slots.total)
         self.mean_square = np.ones(self.slots.total)
         self.fields = {key: np.zeros(self.slots.total) for key in ("x_energy", "shot")}
-        self.totals = {"examples": 0.0, "batches": 0.0, "weight": 0.0, "score": 0.0, "loss": 0.0}
+        self.totals = {"examples": 0.0, "batches": 0.0, "weight": 0.0, "score": 0.0}
         self.margins: list[FloatArray] = []
         self.site_covariance: dict[NoiseKind, list[FloatArray]] = {kind: [] for kind in options.kinds}
         self.channel_covariance: dict[NoiseKind, list[FloatArray]] = {kind: [] for kind in options.kinds}
@@ -169,7 +170,10 @@ class Measurement:
         self.totals["batches"] += 1
         self.totals["weight"] += float(weight.sum())
         self.totals["score"] += float("nan") if score is None else float((score * weight).sum())
-        self.totals["loss"] += float((self.task.loss(output, reference) * weight).sum())
+        counted, each = (
+            widened(v).double().cpu().numpy() for v in (weight, self.task.loss(output, reference) * weight)
+        )
+        self.loss.add(each[:, None], counted)
 
     def _observe(self, site: str, product: Product, y: Tensor) -> None:
         if site not in self.surveyed:
@@ -242,7 +246,8 @@ class Measurement:
             site_damage_error={kind: 0.5 * factors[kind] * sums.error() for kind, sums in self.site_damage.items()},
             noise_variance={kind: spread[kind] * self._mean_variance(kind, sites) for kind in self.options.kinds},
             clean_accuracy=self.totals["score"] / weight,
-            clean_loss=self.totals["loss"] / weight,
+            clean_loss=float(self.loss.mean()[0]),
+            clean_loss_error=float(self.loss.error()[0]),
             hardware=hardware,
             provenance=provenance,
             margins=self._margin_table(factors, spread) if self.margins else None,
@@ -268,15 +273,20 @@ class Measurement:
             },
         )
 
+    def _group_sums(self) -> list[tuple[str, GroupSums]]:
+        """Every sum over groups with the name that it has in checkpoints."""
+        per_kind = (("damage", self.damage), ("site_damage", self.site_damage))
+        return [("loss", self.loss)] + [(f"{name}/{k}", sums) for name, each in per_kind for k, sums in each.items()]
+
     def state(self) -> Arrays:
         """Everything that a checkpoint must hold, by name."""
         arrays: dict[str, npt.NDArray[np.generic]] = {"totals": np.array(list(self.totals.values()))}
         arrays |= {"weight_range": self.weight_range, "mean_square": self.mean_square, **self.fields}
         arrays |= self.block.state()
+        for name, sums in self._group_sums():
+            arrays |= {f"{name}/{key}": value for key, value in sums.arrays.items()}
+            arrays[f"{name}/counts"] = sums.counts
         for kind in self.options.kinds:
-            for name, sums in (("damage", self.damage[kind]), ("site_damage", self.site_damage[kind])):
-                arrays |= {f"{name}/{kind}/{key}": value for key, value in sums.arrays.items()}
-                arrays[f"{name}/{kind}/counts"] = sums.counts
             if self.margins:
                 arrays[f"site_covariance/{kind}"] = np.concatenate(self.site_covariance[kind])
                 arrays[f"channel_covariance/{kind}"] = np.concatenate(self.channel_covariance[kind])
@@ -293,10 +303,10 @@ class Measurement:
         self.weight_range, self.mean_square = arrays["weight_range"], arrays["mean_square"]
         self.fields = {key: arrays[key] for key in self.fields}
         self.block.restore(arrays)
+        for name, sums in self._group_sums():
+            sums.arrays = {key: arrays[f"{name}/{key}"] for key in sums.arrays}
+            sums.counts = arrays[f"{name}/counts"]
         for kind in self.options.kinds:
-            for name, sums in (("damage", self.damage[kind]), ("site_damage", self.site_damage[kind])):
-                sums.arrays = {key: arrays[f"{name}/{kind}/{key}"] for key in sums.arrays}
-                sums.counts = arrays[f"{name}/{kind}/counts"]
             if "margins" in arrays:
                 self.site_covariance[kind] = [arrays[f"site_covariance/{kind}"]]
                 self.channel_covariance[kind] = [arrays[f"channel_covariance/{kind}"]]

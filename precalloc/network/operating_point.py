@@ -77,7 +77,13 @@ class Judged:
 
 def noisy_values(model: nn.Module, task: Task, judged: Judged, injector: NoiseInjector) -> FloatArray:
     """Loss and score of every example under one draw of noise, (2, examples); a score that is not there is NaN."""
-    with torch.no_grad(), intercept(model, injector):
+    with intercept(model, injector):
+        return clean_values(model, task, judged)
+
+
+def clean_values(model: nn.Module, task: Task, judged: Judged) -> FloatArray:
+    """Loss and score of every example as the model is, (2, examples); a score that is not there is NaN."""
+    with torch.no_grad():
         output = task.output(model, judged.batch)
         loss, score = task.loss(output, judged.reference), task.score(output, judged.reference)
     values = torch.stack([loss, torch.full_like(loss, torch.nan) if score is None else score.to(loss.dtype)])

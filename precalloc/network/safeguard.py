@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,13 +22,15 @@ from precalloc.network.data_parts import first
 from precalloc.network.forward import ForwardFn, model_device
 from precalloc.network.models import model_hash
 from precalloc.network.noise import NoiseInjector
-from precalloc.network.operating_point import Judged, noisy_values
+from precalloc.network.operating_point import Judged, References, clean_values, noisy_values
 from precalloc.network.preparation import TaskChoices, prepared
 from precalloc.network.state import derived_seed
 from precalloc.network.tasks import Task
 from precalloc.profiles import FloatArray, Profile
 from precalloc.progress import Progress, silent
 
+# Allocation takes damage to be a sum over sites; a sum that is off by more than this factor is worth a note.
+LARGEST_FACTOR = 2.0
 # Noise that neither corrections nor calibration nor any simulation of the same seed sees.
 _STREAM = 401
 
@@ -54,7 +57,9 @@ def safeguard(
 
     It does not where the whole 95 % interval of the difference in score (in loss, for tasks without a score) over
     examples and noise draws is on the side of uniform K. The allocation that comes back then has uniform K, the
-    corrections of uniform K, and a note that says so.
+    corrections of uniform K, and a note that says so. The same simulation tells how far the damage of all noise
+    together is from the sum over sites that K was chosen by: where its whole interval is off by more than a factor
+    ``LARGEST_FACTOR``, another note says so.
 
     Parameters
     ----------
@@ -88,12 +93,29 @@ def safeguard(
         with keeper.running(duel.state, duel.restore):
             duel.go(progress, keeper)
     name, (lost, low, high) = duel.loss_to_uniform()
+    seen = f"simulated on {used.examples} calibration examples with {draws} noise draws"
     if not low > 0.0:
-        return allocation
+        return allocation.with_notes(*_interaction_notes(duel.increase(0), allocation.objective, seen))
     return _uniform_instead(profile, allocation).with_notes(
-        f"Uniform K is kept: simulated on {used.examples} calibration examples with {draws} noise draws, the "
-        f"allocation was worse in {name} by {lost:.4g} [{low:.4g}, {high:.4g}]."
+        f"Uniform K is kept: {seen}, the allocation was worse in {name} by {lost:.4g} [{low:.4g}, {high:.4g}].",
+        *_interaction_notes(duel.increase(1), allocation.uniform.damage, seen),
     )
+
+
+def _interaction_notes(increase: tuple[float, float, float], damage: float, seen: str) -> list[str]:
+    """Say so where the simulated increase of the loss is far from the sum of the sites' damages."""
+    mean, low, high = increase
+    if low > LARGEST_FACTOR * damage:
+        consequence = "noise is too strong for the sum: a larger budget, or --refine, brings K closer to the best"
+    elif high < damage / LARGEST_FACTOR:
+        consequence = "the sum exaggerates what noise does here"
+    else:
+        return []
+    return [
+        f"The separable model is off by more than a factor {LARGEST_FACTOR:g}: the damages of the sites add up to "
+        f"{damage:.3g}, all noise together raises the loss by {mean:.3g} [{low:.3g}, {high:.3g}], "
+        f"{seen}; {consequence}."
+    ]
 
 
 def _uniform_instead(profile: Profile, allocation: Allocation) -> Allocation:
@@ -119,22 +141,28 @@ class _Duel:
         self._model, self._task, self._data, self._kmaps, self.effort = model, task, data, kmaps, effort
         self._found: list[FloatArray] = []  # of each draw: (2 K maps, loss and score, examples)
         self._weight: FloatArray = np.zeros(0)
+        self._clean: FloatArray = np.zeros(0)
+        self._references = References(model, task)
+
+    def _judged(self) -> Iterator[Judged]:
+        return map(self._references.of, self._data.batches(self.effort.batch_size))
 
     def go(self, progress: Progress, keeper: Checkpoint) -> None:
         """Take the draws that are not done yet."""
         total = self.effort.draws * self._data.examples
+        if not self._found:
+            self._weight = torch.cat([judged.weight for judged in self._judged()]).double().cpu().numpy()
+            clean = [clean_values(self._model, self._task, judged)[0] for judged in self._judged()]
+            self._clean = np.concatenate(clean)
         for draw in range(len(self._found), self.effort.draws):
             seed, device = derived_seed(self.effort.seed, _STREAM, draw), model_device(self._model)
             injectors = [NoiseInjector.of(kmap, seed, device) for kmap in self._kmaps]
-            parts, weights, done = [], [], draw * self._data.examples
-            for batch in self._data.batches(self.effort.batch_size):
-                judged = Judged.of(self._model, self._task, batch)
+            parts, done = [], draw * self._data.examples
+            for judged in self._judged():
                 parts.append([noisy_values(self._model, self._task, judged, each) for each in injectors])
-                weights.append(judged.weight)
-                done += batch.size
+                done += judged.batch.size
                 progress(done, total, "comparing with uniform K")
             self._found.append(np.concatenate(parts, axis=2))
-            self._weight = torch.cat(weights).double().cpu().numpy()
             keeper.offer(self.state)
 
     def loss_to_uniform(self) -> tuple[str, tuple[float, float, float]]:
@@ -145,10 +173,14 @@ class _Duel:
             return "loss", paired_difference(allocated[:, 0], uniform[:, 0], self._weight)
         return "accuracy", paired_difference(uniform[:, 1], allocated[:, 1], self._weight)
 
+    def increase(self, kmap: int) -> tuple[float, float, float]:
+        """By how much the noise of one of the K maps raises the loss, and its 95 % interval."""
+        return paired_difference(np.stack(self._found)[:, kmap, 0], self._clean, self._weight)
+
     def state(self) -> Arrays:
         """The finished draws."""
-        return {"found": np.array(self._found), "weight": self._weight}
+        return {"found": np.array(self._found), "weight": self._weight, "clean": self._clean}
 
     def restore(self, arrays: Arrays) -> None:
         """Go on after the finished draws."""
-        self._found, self._weight = list(arrays["found"]), arrays["weight"]
+        self._found, self._weight, self._clean = list(arrays["found"]), arrays["weight"], arrays["clean"]

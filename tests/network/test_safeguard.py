@@ -21,7 +21,21 @@ def measured():
 def test_a_good_allocation_is_kept(measured):
     model, data, found = measured
     allocation = allocate(found, "4x")
-    assert safeguard(model, data, found, allocation, draws=2, batch_size=75) is allocation
+    kept = safeguard(model, data, found, allocation, draws=2, batch_size=75)
+    assert np.array_equal(kept.repetitions, allocation.repetitions)
+    # At 4x the noise of this network is far beyond what second order describes.
+    assert kept.notes[0].startswith("The separable model is off by more than a factor 2")
+
+
+def test_separable_damage_has_no_note(measured):
+    """Weak noise is described by second order; its damage summed a hundred times wrong is not."""
+    model, data, found = measured
+    allocation = allocate(found, "300x")
+    kept = safeguard(model, data, found, allocation, draws=4, batch_size=75)
+    assert not kept.notes
+    wrong = replace(found, damage={NoiseKind.SHOT: 100.0 * found.damage[NoiseKind.SHOT]})
+    noted = safeguard(model, data, wrong, allocate(wrong, "300x"), draws=4, batch_size=75)
+    assert "exaggerates" in noted.notes[0]
 
 
 def test_a_bad_allocation_gives_way_to_uniform_k(measured):

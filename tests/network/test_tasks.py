@@ -212,6 +212,9 @@ def test_regression_reports_loss_and_no_score():
     assert measured.margins is None
     assert math.isnan(measured.clean_accuracy)
     assert measured.clean_loss == pytest.approx(expected, rel=1e-5)
+    with torch.no_grad():
+        each = (model(X) - data["y"]).square().mean(1)
+    assert measured.clean_loss_error == pytest.approx(float(each.std()) / len(each) ** 0.5, rel=1e-4)
 
 
 def test_regression_damage_is_that_of_a_linear_network():
