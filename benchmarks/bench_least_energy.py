@@ -218,7 +218,7 @@ class Case:
                     break
                 points[rung] = point
                 report(f"{self.fixture} {self.noise} {method} {point['energy']:.3g}x: drop {100 * point['drop']:.2f}")
-                if point["drop"] < 0.6 * min(DROPS) if direction > 0 else point["drop"] > 1.4 * max(DROPS):
+                if point["drop"] < 0.5 * min(DROPS) if direction > 0 else point["drop"] > 1.5 * max(DROPS):
                     break
         return [points[rung] for rung in sorted(points)]
 

@@ -12,7 +12,8 @@ class Refinement:
     Parameters
     ----------
     kept
-        Whether the refined map was kept: only where the whole interval of ``gain`` is above zero.
+        Whether the refined map was kept: only where ``gain`` is more than half of what its interval reaches to a side,
+        about its standard error, and the score is not worse by its whole interval.
     gain, gain_low, gain_high
         By how much the mean loss under noise is lower, and its 95 % interval over examples and noise draws.
     score_gain, score_gain_low, score_gain_high
