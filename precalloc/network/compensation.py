@@ -18,7 +18,7 @@ opposite noise, which cancels the part of the measured means that is linear in t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -202,8 +202,8 @@ def estimate(
         keeper = Checkpoint(checkpoint, identity)
         with keeper.running(sweep.state, sweep.restore):
             sweep.go(progress, keeper)
-        before, after = (sweep.loss(plan) for plan in (bare, bare.compensated(sweep.corrections())))
-    return Compensation(sweep.corrections(), before, after)
+        before, after = sweep.losses((bare, bare.compensated(sweep.corrections())))
+    return Compensation(sweep.corrections(), float(before), float(after))
 
 
 def corrections_only(
@@ -254,19 +254,20 @@ class _Sweep:
         shifts = {f"shift/{site}": value.cpu().numpy() for site, value in self._shifts.average.items()}
         self._settled = shifts | {"done": np.array(pairs), "weight": np.array(self._shifts.weight)}
 
-    def loss(self, kmap: KMap) -> float:
-        """Mean loss under one pair of draws of a K map's noise, the same draws for every K map."""
-        total, weight = 0.0, 0.0
+    def losses(self, kmaps: Sequence[KMap]) -> FloatArray:
+        """Mean loss under one draw of each K map's noise, the same draw for all."""
+        totals, weight = np.zeros(len(kmaps)), 0.0
         for index, batch in enumerate(self._data.batches(self._effort.batch_size)):
             output = self._task.output(self._model, batch)
             reference = self._task.reference(output, batch)
             shares = self._task.weight(output, reference)
-            for injector in self._pair(kmap, _CHECK, index):
-                with intercept(self._model, injector):
+            for place, kmap in enumerate(kmaps):
+                with intercept(self._model, self._pair(kmap, _CHECK, index)[index % 2]):
                     noisy = self._task.output(self._model, batch)
-                total += float((self._task.loss(noisy, reference) * shares).sum())
-                weight += float(shares.sum())
-        return total / weight
+                totals[place] += float((self._task.loss(noisy, reference) * shares).sum())
+            weight += float(shares.sum())
+        mean: FloatArray = totals / weight
+        return mean
 
     def _pair(self, kmap: KMap, *purpose: int) -> tuple[NoiseInjector, NoiseInjector]:
         seed, device = derived_seed(self._effort.seed, *purpose), model_device(self._model)

@@ -24,6 +24,7 @@ from precalloc.network.models import model_hash
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operating_point import Judged, References, clean_values, noisy_values
 from precalloc.network.preparation import TaskChoices, prepared
+from precalloc.network.splitting import hold_out
 from precalloc.network.state import derived_seed
 from precalloc.network.tasks import Task
 from precalloc.profiles import FloatArray, Profile
@@ -55,8 +56,9 @@ def safeguard(
 ) -> Allocation:
     """Simulate an allocation and the uniform one beside it under the same noise, and keep the allocation if it holds.
 
-    It does not where the whole 95 % interval of the difference in score (in loss, for tasks without a score) over
-    examples and noise draws is on the side of uniform K. The allocation that comes back then has uniform K, the
+    It is judged on the third of the calibration data that refinement holds out, and does not hold where the whole 95 %
+    interval of the difference in score (in loss, for tasks without a score) over examples and noise draws is on the
+    side of uniform K. The allocation that comes back then has uniform K, the
     corrections of uniform K, and a note that says so. The same simulation tells how far the damage of all noise
     together is from the sum over sites that K was chosen by: where its whole interval is off by more than a factor
     ``LARGEST_FACTOR``, another note says so.
@@ -70,7 +72,7 @@ def safeguard(
     task, forward_fn, loss_fn, metric_fn, output
         As for `precalloc.profile`.
     draws, examples, seed, batch_size
-        Noise draws of an example, how many of the first examples, and of the noise and passes.
+        Noise draws of an example, how many of the first held-out examples, and of the noise and passes.
     progress
         Called as ``progress(done, total, what)`` in examples.
     checkpoint
@@ -79,13 +81,13 @@ def safeguard(
     Raises
     ------
     DataError
-        If model or data are not those of the profile.
+        If model or data are not those of the profile, or too few to hold some out.
     """
     source = as_data(data)
     if data_hash(source) != profile.provenance.data_hash or model_hash(model) != profile.provenance.model_hash:
         raise DataError("Model or data are not those of the profile. Check the allocation on what was profiled.")
     choices = TaskChoices(task, forward_fn, loss_fn, metric_fn, output)
-    kmaps, used = (allocation.kmap(), allocation.uniform_kmap()), first(source, examples)
+    kmaps, used = (allocation.kmap(), allocation.uniform_kmap()), first(hold_out(source)[1], examples)
     with prepared(model, used, kmaps[0], choices, batch_size) as (ready, judged):
         duel = _Duel(ready, judged, used, kmaps, _Effort(draws, seed, batch_size))
         identity = f"safeguard {profile.provenance} {kmaps[0].digest} {kmaps[1].digest} {used.examples} {duel.effort}"
@@ -93,7 +95,7 @@ def safeguard(
         with keeper.running(duel.state, duel.restore):
             duel.go(progress, keeper)
     name, (lost, low, high) = duel.loss_to_uniform()
-    seen = f"simulated on {used.examples} calibration examples with {draws} noise draws"
+    seen = f"simulated on {used.examples} held-out calibration examples with {draws} noise draws"
     if not low > 0.0:
         return allocation.with_notes(*_interaction_notes(duel.increase(0), allocation.objective, seen))
     return _uniform_instead(profile, allocation).with_notes(

@@ -48,7 +48,9 @@ def test_a_bad_allocation_gives_way_to_uniform_k(measured):
     assert kept.energy_joule <= allocation.budget_joule * (1 + 1e-9)
     assert kept.objective == kept.uniform.damage
     assert kept.predicted == allocation.uniform.predicted
-    assert kept.notes[0].startswith("Uniform K is kept: simulated on 150 calibration examples with 2 noise draws")
+    assert kept.notes[0].startswith(
+        "Uniform K is kept: simulated on 50 held-out calibration examples with 2 noise draws"
+    )
 
 
 def test_other_data_is_refused(measured):
