@@ -12,8 +12,8 @@ class Refinement:
     Parameters
     ----------
     kept
-        Whether the refined map was kept: only where ``gain`` is more than half of what its interval reaches to a side,
-        about its standard error, and the score is not worse by its whole interval.
+        Whether the refined map was kept: only where ``gain`` is above zero, and ``score_gain`` not below it by its
+        whole interval. The held-out data chooses the better of two maps that it had no part in: no margin is needed.
     gain, gain_low, gain_high
         By how much the mean loss under noise is lower, and its 95 % interval over examples and noise draws.
     score_gain, score_gain_low, score_gain_high

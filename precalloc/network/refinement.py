@@ -97,9 +97,9 @@ def refine(
     Returns
     -------
     Allocation
-        The refined one where it wins by more than half of what the interval reaches to a side (about
-        a standard error), else the start; ``refinement`` says what was
-        seen. Objective, bound and multiplier of a refined one are of the damages for which its K are optimal.
+        The refined one where its loss is lower and its score not surely worse, else the start; ``refinement`` says what
+        was seen, with intervals. Objective, bound and multiplier of a refined one are of the damages for which its K
+        are optimal.
 
     Raises
     ------
@@ -229,5 +229,5 @@ def _compare(
     loss, score = np.moveaxis(np.concatenate(found, axis=3), 2, 0)  # (map, draw, example) each
     weight = np.concatenate(weights)
     gain, score_gain = paired_difference(loss[0], loss[1], weight), paired_difference(score[1], score[0], weight)
-    kept = gain[0] > 0.5 * (gain[0] - gain[1]) and not score_gain[2] < 0.0  # a standard error, about
+    kept = gain[0] > 0.0 and not score_gain[2] < 0.0
     return Refinement(kept, *gain, *score_gain, steps=steps, examples=loss.shape[2], draws=draws)
