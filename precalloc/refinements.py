@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Behind the estimator's name in the provenance of a refined allocation: its damages are no longer the profile's own.
+REFINED = ", refined"
+
 
 @dataclass(frozen=True)
 class Refinement:

@@ -12,6 +12,7 @@ from precalloc.errors import ProfileError
 from precalloc.kmap_files import kmap_csv, kmap_json
 from precalloc.output_files import write_files
 from precalloc.profiles import Profile
+from precalloc.refinements import REFINED
 from precalloc.rendering import render
 from precalloc.report_charts import charts
 from precalloc.reporting import report_markdown, warnings
@@ -87,7 +88,7 @@ class Report:
 
 def _require_same(allocation: Allocation, profile: Profile) -> None:
     ours, theirs = allocation.provenance, profile.provenance
-    same = (ours.model_hash, ours.data_hash, ours.estimator, ours.seed) == (
+    same = (ours.model_hash, ours.data_hash, ours.estimator.removesuffix(REFINED), ours.seed) == (
         theirs.model_hash, theirs.data_hash, theirs.estimator, theirs.seed,
     )  # fmt: skip
     sites = {entry.site.name for entry in (*allocation, *allocation.digital)}

@@ -40,7 +40,7 @@ from precalloc.network.tasks import Task, resolve_task
 from precalloc.objective import Granularity, Objective, with_damage
 from precalloc.profiles import Profile
 from precalloc.progress import Progress, silent
-from precalloc.refinements import Refinement
+from precalloc.refinements import REFINED, Refinement
 
 _DESCENT, _CHECK = 201, 202
 # Fewer cannot tell a gradient from its noise.
@@ -193,7 +193,7 @@ class _Descent:
         if self._is_layer:
             curvature = Objective.of(self._profile, start.hardware, Granularity.CHANNEL).damage
             damage = self._slots.repeat_sites(damage) * self._slots.shares(curvature)
-        local = with_damage(self._profile, start.hardware, damage, f"{self._profile.provenance.estimator}, refined")
+        local = with_damage(self._profile, start.hardware, damage, self._profile.provenance.estimator + REFINED)
         choices = start.choices.of_analog()
         allocator = Allocator.of(local, start.hardware, start.granularity, seed=start.seed, choices=choices)
         found = allocator.within(Budget(BudgetKind.ENERGY, start.budget_joule))
