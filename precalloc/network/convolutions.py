@@ -12,6 +12,9 @@ from torch.nn.functional import pad
 from precalloc.network.contractions import matrix_product
 from precalloc.network.operators import Call, Product, constant
 
+# Values that are squared at a time: a megabyte.
+_PART_VALUES = 2**18
+
 
 def parse_linear(call: Call) -> Product | None:
     """Y = x W^T + b, with W of shape (outputs, inputs)."""
@@ -42,9 +45,16 @@ def _group_energy(x: Tensor, groups: int, spatial: int) -> Tensor:
     if groups == x.shape[1]:
         return x.square()
     if groups == 1:
-        return x.square().sum(1, keepdim=True)
+        return _squared_sum(x)
     energy: Tensor = x.square().unflatten(1, (groups, -1)).sum(2)
     return energy
+
+
+def _squared_sum(x: Tensor) -> Tensor:
+    """Sum of squares over the channels, some examples at a time: their squares stay in the cache."""
+    size = max(1, _PART_VALUES * len(x) // max(x.numel(), 1))
+    each = [part.square().sum(1, keepdim=True) for part in x.split(size)]
+    return each[0] if len(each) == 1 else torch.cat(each)
 
 
 def parse_conv(call: Call) -> Product | None:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from precalloc.hardware import NoiseKind
-from precalloc.network.observation import Call, Layout, output_terms, per_example
+from precalloc.network.observation import Call, Layout, output_terms, parts, per_example
 from precalloc.network.operators import widened
 from precalloc.profiles import FloatArray
 
@@ -102,9 +102,10 @@ def curvature_terms(
     for call, gradient in zip(calls, gradients[: len(calls)], strict=True):
         if gradient is None:
             continue
-        place = slots.of(call.site)
-        for kind, values in output_terms(widened(gradient).square(), call, kinds):
-            outputs[kind][:, place] += per_example(values, call, layouts[call.site], examples).cpu().numpy()
+        layout, place = layouts[call.site], slots.of(call.site)
+        for part in parts(call, layout, examples):
+            for kind, values in output_terms(widened(part.of(gradient)).square(), part.of(call.shot), kinds):
+                outputs[kind][part.rows, place] += per_example(values, call, layout, part.count).cpu().numpy()
     return CurvatureTerms(outputs, *_operand_terms(weights, gradients[len(calls) :], slots))
 
 

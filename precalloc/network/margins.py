@@ -15,7 +15,7 @@ from torch import Tensor
 
 from precalloc.hardware import NoiseKind
 from precalloc.network.curvature import ChannelSlots
-from precalloc.network.observation import Call, Layout, output_gradients, output_terms, per_example
+from precalloc.network.observation import Call, Layout, output_gradients, output_terms, parts, per_example
 from precalloc.network.operators import widened
 
 
@@ -50,21 +50,27 @@ def margin_covariance(
     pairs = list(combinations_with_replacement(range(count), 2))
     result = {kind: torch.zeros(examples, slots.total, len(pairs)) for kind in kinds}
     for index, call in enumerate(calls):
-        layout = layouts[call.site]
-        reached = [row[index] for row in gradients]
-        for column, (s, t) in enumerate(pairs):
-            first, second = reached[s], reached[t]
-            if first is None or second is None:
-                continue
-            for kind, values in output_terms(widened(first) * widened(second), call, kinds):
-                result[kind][:, slots.of(call.site), column] += _by_channel(values, call, layout, examples)
+        layout, place, reached = layouts[call.site], slots.of(call.site), [row[index] for row in gradients]
+        for part in parts(call, layout, examples):
+            own = [None if gradient is None else widened(part.of(gradient)) for gradient in reached]
+            for column, (s, t) in enumerate(pairs):
+                first, second = own[s], own[t]
+                if first is None or second is None:
+                    continue
+                for kind, values in output_terms(first * second, part.of(call.shot), kinds):
+                    result[kind][part.rows, place, column] += per_example(values, call, layout, part.count).cpu()
     if NoiseKind.WEIGHT in kinds:
         _add_weight_noise(result[NoiseKind.WEIGHT], gradients, calls, layouts, slots, pairs)
     return result
 
 
-def _by_channel(values: Tensor, call: Call, layout: Layout, examples: int) -> Tensor:
-    return per_example(values, call, layout, examples).cpu()
+def _responses(gradient: Tensor, probe: Tensor, call: Call, layout: Layout, examples: int) -> Tensor:
+    """Response of a margin to one change of the weights, (examples, channels)."""
+    each = [
+        per_example(widened(part.of(gradient)) * part.of(probe), call, layout, part.count)
+        for part in parts(call, layout, examples)
+    ]
+    return torch.cat(each).cpu()
 
 
 def _add_weight_noise(
@@ -85,7 +91,7 @@ def _add_weight_noise(
         for probe in range(probes):
             responses = [
                 sum(
-                    _by_channel(widened(gradient) * calls[i].probes[probe], calls[i], layouts[calls[i].site], examples)
+                    _responses(gradient, calls[i].probes[probe], calls[i], layouts[calls[i].site], examples)
                     for i in members
                     if (gradient := row[i]) is not None
                 )

@@ -17,6 +17,9 @@ from precalloc.network.forward import Forward
 from precalloc.network.interception import intercept
 from precalloc.network.operators import Product, widened
 
+# Values of a call's output that are worked on at a time: a megabyte.
+_PART_VALUES = 2**18
+
 Observer = Callable[[str, Product, Tensor], None]
 
 
@@ -174,7 +177,37 @@ def per_example(values: Tensor, call: Call, layout: Layout, examples: int) -> Te
     return ordered.reshape(examples, -1)
 
 
-def output_terms(values: Tensor, call: Call, kinds: Collection[NoiseKind]) -> Iterator[tuple[NoiseKind, Tensor]]:
+@dataclass(frozen=True)
+class Part:
+    """Some of a batch's examples, of whose values a copy stays in the cache: several times as fast as all at once."""
+
+    first: int
+    count: int
+    axis: int
+    examples: int
+
+    def of(self, values: Tensor) -> Tensor:
+        """Their part of a call's values; of one value for all examples, that."""
+        size = values.shape[self.axis]
+        if size == 1 or self.count == self.examples:
+            return values
+        width = size // self.examples
+        return values.narrow(self.axis, self.first * width, self.count * width)
+
+    @property
+    def rows(self) -> slice:
+        """Their rows in tables by example."""
+        return slice(self.first, self.first + self.count)
+
+
+def parts(call: Call, layout: Layout, examples: int) -> Iterator[Part]:
+    """Cut a batch into parts for one call; whole where examples are not the outer index."""
+    size = max(1, _PART_VALUES * examples // call.shape.numel()) if layout.outer else examples
+    for first in range(0, examples, size):
+        yield Part(first, min(size, examples - first), layout.axis, examples)
+
+
+def output_terms(values: Tensor, shot: Tensor, kinds: Collection[NoiseKind]) -> Iterator[tuple[NoiseKind, Tensor]]:
     """Multiply values of a call's output by each noise's unit variance, short of the channels' own constants.
 
     ``values`` are used up: every item is to be taken in before the next one.
@@ -182,7 +215,7 @@ def output_terms(values: Tensor, call: Call, kinds: Collection[NoiseKind]) -> It
     if NoiseKind.THERMAL in kinds:
         yield NoiseKind.THERMAL, values
     if NoiseKind.SHOT in kinds:
-        yield NoiseKind.SHOT, values.mul_(call.shot)
+        yield NoiseKind.SHOT, values.mul_(shot)
 
 
 def _positions(call: Call) -> list[int]:
