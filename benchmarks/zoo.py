@@ -297,7 +297,7 @@ ZOO: dict[str, Entry] = {
     "dlrm": Entry(_clicks, 4096, 256, None, ""),
     "vit_b16": Entry(_images(3, 224), 8, 4, 17.564e9, _TORCHVISION + "vision_transformer.py"),
     "gpt2": Entry(_tokens("input_ids", 50257, 64), 8, 4, None, "", task="language-model"),
-    "whisper_tiny": Entry(_speech, 8, 2, None, "", task=_TOKEN),
+    "whisper_tiny": Entry(_speech, 4, 2, None, "", task=_TOKEN),
     "unet": Entry(_images(1, 128), 16, 8, None, "", task=_TOKEN),
     "lstm_tagger": Entry(_tokens("tokens", 20_000, 40), 32, 8, None, "", _LSTM, _TOKEN),
     "gcn": Entry(_graphs, 512, 32, None, ""),

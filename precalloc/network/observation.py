@@ -179,7 +179,7 @@ def per_example(values: Tensor, call: Call, layout: Layout, examples: int) -> Te
 
 @dataclass(frozen=True)
 class Part:
-    """Some of a batch's examples, of whose values a copy stays in the cache: several times as fast as all at once."""
+    """Some of a batch's examples, few enough that a copy of their values stays in the cache."""
 
     first: int
     count: int
