@@ -24,6 +24,7 @@ from torch import nn
 from precalloc import profile
 from precalloc.errors import ModelError
 from precalloc.kmaps import KMap, SiteRanges
+from precalloc.network import convolutions, observation
 from precalloc.network.interception import intercept
 from precalloc.network.noise import NoiseInjector
 from precalloc.objective import Granularity
@@ -114,6 +115,21 @@ def test_channels_sum_to_their_site(name):
         summed = np.add.reduceat(found.margins.channel_covariance[kind], found.channel_offsets[:-1], axis=1)
         largest = np.abs(summed).max()
         np.testing.assert_allclose(summed, found.margins.site_covariance[kind], rtol=1e-4, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_values_are_the_same_in_parts_of_a_batch(name, monkeypatch):
+    """Large outputs are worked on some examples at a time; here, even small ones."""
+    model, x = network(name)
+    whole = profile(model, x, UNIT, margins=MARGINS)
+    for module in (observation, convolutions):
+        monkeypatch.setattr(module, "_PART_VALUES", 50)
+    cut = profile(model, x, UNIT, margins=MARGINS)
+    for kind in KINDS:
+        np.testing.assert_allclose(cut.damage[kind], whole.damage[kind], rtol=1e-4)
+        np.testing.assert_allclose(cut.noise_variance[kind], whole.noise_variance[kind], rtol=1e-5)
+        expected, found = whole.margins.channel_covariance[kind], cut.margins.channel_covariance[kind]
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
