@@ -44,7 +44,7 @@ from precalloc.network.data_parts import first
 from precalloc.network.forward import model_device
 from precalloc.network.models import load_model
 from precalloc.network.noise import NoiseInjector
-from precalloc.network.operating_point import Judged, noisy_values
+from precalloc.network.operating_point import Judged, clean_values, noisy_values
 from precalloc.network.preparation import TaskChoices
 from precalloc.network.state import derived_seed, untouched
 from precalloc.network.tasks import Task
@@ -131,8 +131,7 @@ class Network:
         with untouched(self.model):
             for batch in self.evaluation.batches(self.effort.batch):
                 judged = Judged.of(self.model, Task(), batch)
-                score = noisy_values(self.model, Task(), judged, lambda _, p: p.apply(p.x, p.w))[1]
-                found.append((judged, score))
+                found.append((judged, clean_values(self.model, Task(), judged)[1]))
         return found
 
     def simulate(self, kmap: precalloc.KMap) -> list[float]:
