@@ -3,9 +3,9 @@
 Allocation takes damage to be separable. Printed per network and noise, at a uniform K where the drop is a point or
 two: the sum of the damages that curvature predicts; the sum of those measured with noise at one site at a time; the
 damage with noise everywhere; and the ratio of the last two, all in nats on the first calibration examples, with
-standard errors over batches. A site alone meets the very noise that it has among all others, in pairs of opposite sign, so that the
-ratio is far better known than the damages. Needs the fixtures, by default in ``../shared/fixtures`` beside the
-repository:
+standard errors over batches. A site alone meets the very noise that it has among all others, in pairs of opposite
+sign, so that the ratio is far better known than the damages. Needs the fixtures, by default in ``../shared/fixtures``
+beside the repository:
 
     python -m benchmarks.bench_interactions [--cases kws-dscnn:shot] [--examples N] [--pairs N]
 """
