@@ -53,7 +53,7 @@ def plans(model: nn.Module, calibration: Data, preset: str, budget: str, refine:
             yield "uniform", found.uniform_kmap(), None
         yield granularity, found, plain
         start = time.perf_counter() - plain
-        compensated = precalloc.compensate(model, calibration, found)
+        compensated = precalloc.compensate(model, calibration, found, draws=8, examples=512)
         seconds = time.perf_counter() - start
         if granularity == "layer":
             yield "uniform, compensated", compensated.uniform_kmap(), None

@@ -35,7 +35,9 @@ def main(target: Path) -> None:
     curves: dict[str, list[tuple[float, float, float, float]]] = {"uniform K": [], "precalloc, one K per layer": []}
     clean = 0.0
     for budget in BUDGETS:
-        allocation = precalloc.compensate(model, calibration, precalloc.allocate(profile, budget))
+        allocation = precalloc.compensate(
+            model, calibration, precalloc.allocate(profile, budget), draws=8, examples=512
+        )
         for name, plan in zip(curves, (allocation.uniform_kmap(), allocation), strict=True):
             simulated = precalloc.validate(model, evaluation, plan)
             clean = simulated.clean_accuracy
