@@ -28,7 +28,7 @@ from precalloc.objective import (
 )
 from precalloc.prediction import Prediction, Predictor
 from precalloc.profiles import FloatArray, Profile
-from precalloc.search import least
+from precalloc.search import least, lower
 from precalloc.uniform import affordable_uniform, within_bounds
 from precalloc.units import format_energy
 from solvers import Problem, Solution, solve
@@ -235,16 +235,16 @@ class Allocator:
                 f"The profile holds no margins per {self.objective.granularity}. Profile the model again."
             )
         repetition, cost = self.hardware.repetition, self.objective.cost_at_k1
-        best = self._expect(self.upper)
-        multiple = None
-        if best.drop_high <= max_drop:
-            multiple = least(
-                lambda x: self._expect(self.solve(x * cost)[0]).drop_high <= max_drop,
-                self.least_joule / cost,
-                repetition.k_max,
-            )
+        best, least_multiple = self._expect(self.upper), self.least_joule / cost
+
+        def keeps(x: float) -> bool:
+            return self._expect(self.solve(x * cost)[0]).drop_high <= max_drop
+
+        multiple = least(keeps, least_multiple, repetition.k_max) if best.drop_high <= max_drop else None
         if multiple is None:
             raise BudgetError(self._explain_unreachable(max_drop, best))
+        if repetition.levels != "continuous":
+            multiple = lower(keeps, multiple, least_multiple)
         energy = max(multiple * cost, self.least_joule)
         k, solution = self.solve(energy)
         matching = self._least_uniform(lambda other: other.drop_high <= max_drop)
