@@ -36,6 +36,12 @@ def simulate(network, hardware, budget, seeds, examples=None):
     return tuple(validate(model, evaluation, plan, seeds=seeds) for plan in (found, found.uniform_kmap()))
 
 
+def least_gain(allocated, uniform):
+    """Lower end of the 95 % interval of the gain in accuracy, seed by seed."""
+    gain = np.array(allocated.per_seed) - np.array(uniform.per_seed)
+    return gain.mean() - student.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / len(gain) ** 0.5
+
+
 @pytest.mark.slow
 def test_resnet20_shot_noise():
     allocated, uniform = simulate("cifar10-resnet20", "homodyne-1550nm", "15x", seeds=2)
@@ -48,7 +54,7 @@ def test_resnet20_shot_noise():
 
 @pytest.mark.slow
 def test_resnet20_thermal_noise():
-    allocated, uniform = simulate("cifar10-resnet20", "crossbar-thermal", "2x", seeds=4, examples=2500)
+    allocated, uniform = simulate("cifar10-resnet20", "crossbar-thermal", "2x", seeds=2, examples=2500)
     assert uniform.drop > 0.045
     assert uniform.drop_low > allocated.drop_high
 
@@ -57,9 +63,8 @@ def test_resnet20_thermal_noise():
 def test_resnet20_weight_noise():
     """A seed is a device, and devices differ more than allocations; so pairs of the same device are compared."""
     allocated, uniform = simulate("cifar10-resnet20", "crossbar-weight", "4x", seeds=8, examples=1000)
-    gain = np.array(allocated.per_seed) - np.array(uniform.per_seed)
     assert uniform.drop > 0.12
-    assert gain.mean() - student.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / len(gain) ** 0.5 > 0.01
+    assert least_gain(allocated, uniform) > 0.01
 
 
 def test_kws_thermal_noise():
@@ -76,8 +81,7 @@ def test_kws_shot_noise_compensated():
     calibration, evaluation = load_data(str(folder / "calib.npz")), load_data(str(folder / "eval.npz"))
     found = allocate(profile(model, calibration, chip, margins=0), "20x", hardware=chip)
     found = compensate(model, calibration, found)
-    allocated, uniform = (validate(model, evaluation, plan, seeds=4) for plan in (found, found.uniform_kmap()))
+    allocated, uniform = (validate(model, evaluation, plan, seeds=8) for plan in (found, found.uniform_kmap()))
     assert allocated.accuracy > 0.835
     assert uniform.accuracy > 0.815
-    gain = np.array(allocated.per_seed) - np.array(uniform.per_seed)
-    assert gain.mean() - student.ppf(0.975, 3) * gain.std(ddof=1) / 2.0 > 0.0
+    assert least_gain(allocated, uniform) > 0.0

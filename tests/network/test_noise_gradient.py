@@ -52,5 +52,8 @@ class _Everywhere(dict):
         super().__init__()
         self._noise = noise
 
+    def __contains__(self, site):
+        return True
+
     def __missing__(self, site):
         return self._noise
