@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -199,8 +199,11 @@ class Predictor:
         mean, covariance = _distorted(mean, covariance, distortion)
         times = 1.0 + distortion.excess
         own, integration = orthant_probability(mean, covariance, self.directions)
-        other = orthant_probability(*self.labels.exchanged(mean, covariance), self.directions[self.labels.rows])[0]
         was_right = np.all(self.margins > 0.0, axis=1)
+        if not len(self.labels.rows):
+            lost = was_right - own
+            return np.minimum(times * lost, 1.0), times**2 * float(integration.sum()) / len(own) ** 2
+        other = orthant_probability(*self.labels.exchanged(mean, covariance), self.directions[self.labels.rows])[0]
         lost, of_labels = self.labels.average(was_right - own, (self.labels.margin < 0.0) - other)
         return np.minimum(times * lost, 1.0), times**2 * (float(integration.sum()) / len(own) ** 2 + of_labels)
 
@@ -295,13 +298,16 @@ def _chi_table(m: int) -> tuple[FloatArray, float]:
     return table, farthest
 
 
+@lru_cache(maxsize=2)  # an allocation and its report predict alike
 def _directions(examples: int, m: int, seed: int) -> FloatArray:
     """Random orthonormal frames, several an example: within a frame directions spread out, which lowers the error."""
     if m == 1:
         return np.ones((examples, 1, 1))
     frames = max(2, math.ceil(_DIRECTIONS / m))
     normals = np.random.default_rng(seed).standard_normal((examples * frames, m, m))
-    return np.linalg.qr(normals)[0].swapaxes(1, 2).reshape(examples, frames * m, m)
+    directions = np.linalg.qr(normals)[0].swapaxes(1, 2).reshape(examples, frames * m, m)
+    directions.setflags(write=False)
+    return directions
 
 
 def _summarise(clean: FloatArray, lost: FloatArray, of_method: float) -> Prediction:

@@ -33,7 +33,7 @@ from precalloc.units import format_energy
 
 _ATTO = 1e18
 _REACH = 8.0  # the curve goes from an eighth of the energy to eight times as much
-_POINTS = 13
+_POINTS = 9
 
 
 @dataclass(frozen=True)
