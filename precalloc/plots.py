@@ -164,9 +164,15 @@ def energy_axis(ax: Axes) -> Axes:
 
     ax.set(xscale="log", xlabel="energy (aJ/MAC)")
     ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     ax.xaxis.set_minor_formatter(NullFormatter())
     return ax
+
+
+def _short(value: float) -> str:
+    """Write a round number briefly: 0.5, 20, 500k, 2M."""
+    step, unit = next(((step, unit) for step, unit in ((1e6, "M"), (1e3, "k")) if value >= step), (1.0, ""))
+    return f"{value / step:g}{unit}"
 
 
 def plot_calibration(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
