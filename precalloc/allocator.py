@@ -28,7 +28,7 @@ from precalloc.objective import (
 )
 from precalloc.prediction import Prediction, Predictor
 from precalloc.profiles import FloatArray, Profile
-from precalloc.search import least, lower
+from precalloc.search import descend, least
 from precalloc.uniform import affordable_uniform, within_bounds
 from precalloc.units import format_energy
 from solvers import Problem, Solution, solve
@@ -244,7 +244,7 @@ class Allocator:
         if multiple is None:
             raise BudgetError(self._explain_unreachable(max_drop, best))
         if repetition.levels != "continuous":
-            multiple = lower(keeps, multiple, least_multiple)
+            multiple = descend(keeps, multiple, least_multiple)
         energy = max(multiple * cost, self.least_joule)
         k, solution = self.solve(energy)
         matching = self._least_uniform(lambda other: other.drop_high <= max_drop)

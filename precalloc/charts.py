@@ -13,8 +13,9 @@ from dataclasses import dataclass
 # Of a curve's drawing, in units of its view box.
 WIDTH, HEIGHT = 640.0, 320.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 14.0, 14.0, 44.0
-# Of a drawing of bars: where they begin, the longest that a bar gets, and how wide a character of its text is at most.
-BARS_WIDTH, BARS_LEFT, BARS_LONGEST, BARS_CHARACTER = 420.0, 158.0, 170.0, 7.2
+# Of a drawing of bars: where they begin, what the longest of them gets at least and at most, and how wide a character
+# of the text beside it is at most.
+BARS_WIDTH, BARS_LEFT, BARS_SHORTEST, BARS_LONGEST, BARS_CHARACTER = 420.0, 158.0, 40.0, 170.0, 7.2
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Bars:
     @property
     def longest(self) -> float:
         """Length of a bar of 1 in the drawing: what the longest text beside it leaves."""
-        return min(BARS_LONGEST, BARS_WIDTH - BARS_LEFT - 12.0 - BARS_CHARACTER * max(map(len, self.texts)))
+        left = BARS_WIDTH - BARS_LEFT - 12.0 - BARS_CHARACTER * max(map(len, self.texts))
+        return min(max(left, BARS_SHORTEST), BARS_LONGEST)
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,13 @@ def least(holds: Callable[[float], bool], low: float, high: float = math.inf) ->
     return top
 
 
-def lower(holds: Callable[[float], bool], x: float, low: float) -> float:
+def descend(holds: Callable[[float], bool], x: float, low: float) -> float:
     """Go down from an x that holds as long as one of the next few smaller values, 1 % apart, holds too; not below low.
 
     For conditions that fail here and there above the least x for which they hold: where K has few levels, less damage
     need not be a smaller drop.
 
-    >>> f"{lower(lambda x: x >= 10.0 or 9.5 < x < 9.7, 10.0, 1.0):.2f}"
+    >>> f"{descend(lambda x: x >= 10.0 or 9.5 < x < 9.7, 10.0, 1.0):.2f}"
     '9.51'
     """
     while True:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import precalloc
 from precalloc import figures
 from precalloc.accuracy import SimulatedAccuracy
-from precalloc.charts import Scale, bars
+from precalloc.charts import BARS_LONGEST, BARS_SHORTEST, Scale, bars
 from precalloc.choices import Choices
 from precalloc.cli import app
 from precalloc.errors import KMapError, ProfileError
@@ -236,3 +236,12 @@ def test_a_browser_renders_without_errors_and_sorts(report, allocation, tmp_path
     ordered = sorted(allocation, key=lambda entry: entry.mean_repetitions)
     assert [row[1] for row in rows(done.stdout, 1)] == [entry.site.name for entry in ordered]
     assert 'aria-sort="ascending"' in done.stdout
+
+
+def test_bars_leave_room_for_their_texts_and_keep_a_length():
+    def longest(text):
+        return bars("K", ["site"], [(1.0,)], [text]).longest
+
+    assert longest("8") == BARS_LONGEST
+    assert BARS_SHORTEST < longest("456.1 (96.4..755.0)") < BARS_LONGEST
+    assert longest("x" * 60) == BARS_SHORTEST
