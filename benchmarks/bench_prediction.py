@@ -202,15 +202,15 @@ def pair(network: Network, allocator: Allocator, family: str, drop: float) -> di
 def energy_for(allocator: Allocator, family: str, drop: float) -> float:
     """Least energy with at most this predicted drop."""
 
-    def small(energy: float) -> bool:
+    def excess(energy: float) -> float:
         k = allocator.uniform_k(energy) if family == "uniform" else allocator.solve(energy)[0]
         predicted = allocator.predict(k, family)
         assert predicted is not None
-        return predicted.drop <= drop
+        return predicted.drop - drop
 
     lowest = allocator.least_joule * (1.0 + 1e-9)
     return (
-        least(small, lowest, max(lowest, allocator.objective.cost_at_k1 * allocator.hardware.repetition.k_max))
+        least(excess, lowest, max(lowest, allocator.objective.cost_at_k1 * allocator.hardware.repetition.k_max))
         or lowest
     )
 

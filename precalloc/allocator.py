@@ -209,7 +209,7 @@ class Allocator:
         predicted = self.predict(k)
         matching = None
         if predicted is not None:
-            matching = self._least_uniform(lambda other: other.accuracy >= predicted.accuracy)
+            matching = self._least_uniform(lambda other: predicted.accuracy - other.accuracy)
         return self._result(k, solution, energy, predicted, matching, str(budget), None)
 
     def reaching(self, max_drop: float) -> Allocation:
@@ -237,17 +237,17 @@ class Allocator:
         repetition, cost = self.hardware.repetition, self.objective.cost_at_k1
         best, least_multiple = self._expect(self.upper), self.least_joule / cost
 
-        def keeps(x: float) -> bool:
-            return self._expect(self.solve(x * cost)[0]).drop_high <= max_drop
+        def excess(x: float) -> float:
+            return self._expect(self.solve(x * cost)[0]).drop_high - max_drop
 
-        multiple = least(keeps, least_multiple, repetition.k_max) if best.drop_high <= max_drop else None
+        multiple = least(excess, least_multiple, repetition.k_max) if best.drop_high <= max_drop else None
         if multiple is None:
             raise BudgetError(self._explain_unreachable(max_drop, best))
         if repetition.levels != "continuous":
-            multiple = descend(keeps, multiple, least_multiple)
+            multiple = descend(lambda x: excess(x) <= 0.0, multiple, least_multiple)
         energy = max(multiple * cost, self.least_joule)
         k, solution = self.solve(energy)
-        matching = self._least_uniform(lambda other: other.drop_high <= max_drop)
+        matching = self._least_uniform(lambda other: other.drop_high - max_drop)
         request = f"accuracy drop of at most {100.0 * max_drop:g} points"
         return self._result(k, solution, energy, self._expect(k), matching, request, max_drop)
 
@@ -331,19 +331,24 @@ class Allocator:
         """Standard error of the predicted loss: those of clean loss and damage, which rest on one sample, added."""
         return self.profile.clean_loss_error + self.objective.damage_error(k)
 
-    def _least_uniform(self, holds: Callable[[Prediction], bool]) -> UniformAllocation | None:
-        """Least uniform K whose prediction satisfies a condition that keeps holding as K grows."""
+    def _least_uniform(self, excess: Callable[[Prediction], float]) -> UniformAllocation | None:
+        """Least uniform K whose prediction has no excess, which falls as K grows."""
         repetition = self.hardware.repetition
-        if self.predictor is None or not holds(self._expect(self.upper, "uniform")):
-            return None
 
         @cache
-        def reaches(k: float | None) -> bool:
-            return k is not None and holds(self._expect(within_bounds(k, self.lower, self.upper), "uniform"))
+        def at(k: float) -> float:
+            return excess(self._expect(within_bounds(k, self.lower, self.upper), "uniform"))
 
-        found = least(lambda x: reaches(smallest_uniform(repetition, x)), smallest_k(repetition), repetition.k_max)
-        k = None if found is None else smallest_uniform(repetition, found)
-        return None if k is None else self.uniform(k)
+        def realisable(x: float) -> float:
+            k = smallest_uniform(repetition, x)
+            assert k is not None, "no bound of K is above what the hardware can realise"
+            return k
+
+        most = float(self.upper.max())
+        if self.predictor is None or at(most) > 0.0:
+            return None
+        found = least(lambda x: at(realisable(x)), smallest_k(repetition), most)
+        return None if found is None else self.uniform(realisable(found))
 
     def _explain_unreachable(self, max_drop: float, best: Prediction) -> str:
         static = [term.kind.value for term in split_terms(self.hardware)[1]]

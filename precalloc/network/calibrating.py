@@ -169,13 +169,13 @@ class _Run:
         allocator, repetition = self._allocator, self._allocator.hardware.repetition
         cost = allocator.objective.cost_at_k1
 
-        def small(multiple: float) -> bool:
+        def excess(multiple: float) -> float:
             energy = multiple * cost
             k = allocator.uniform_k(energy) if family == "uniform" else allocator.solve(energy)[0]
-            return self._predictor.predict(k, response).drop <= drop
+            return self._predictor.predict(k, response).drop - drop
 
         lowest = allocator.least_joule / cost * (1.0 + 1e-9)
-        found = least(small, lowest, max(repetition.k_max, lowest))
+        found = least(excess, lowest, max(repetition.k_max, lowest))
         return cost * (min(repetition.k_max, 1e6 * lowest) if found is None else found)
 
     def _compensated(self, kmap: KMap, index: int) -> KMap:
