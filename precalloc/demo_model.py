@@ -13,6 +13,7 @@ ASSETS = Path(__file__).parent / "demo_assets"
 WEIGHTS = ASSETS / "digits.safetensors"
 CALIBRATION = ASSETS / "digits_calibration.npz"
 EVALUATION = ASSETS / "digits_evaluation.npz"
+SPECIFICATION = "precalloc.demo_model:build"  # as on a command line
 
 
 def build() -> nn.Module:

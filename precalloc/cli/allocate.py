@@ -39,6 +39,7 @@ from precalloc.cli.options import (
     Verbose,
     Weights,
 )
+from precalloc.cli.planning import Wanted, plan
 from precalloc.cli.results import finish
 from precalloc.cli.sources import Source
 from precalloc.cli.terminal import Terminal
@@ -80,8 +81,7 @@ def allocate(
     verbose: Verbose = False,
 ) -> None:
     """Choose K within a budget, or at the least energy for an accuracy, and write the K map and a report."""
-    from precalloc import workflow
-    from precalloc.allocator import allocate as choose
+    from precalloc.workflow import Effort
 
     if (budget is None) == (max_drop is None):
         raise BudgetError("Give either --budget, such as '15x', or --max-drop, such as 0.02.")
@@ -90,10 +90,8 @@ def allocate(
     named = () if hardware is None else (hardware,)
     source = Source(model, data, profile, weights, named, validate, compensate, calibrate, refine)
     source.check()
-    chosen = source.load_hardware()
-    network = source.load_network()
     with terminal.progress() as progress:
-        effort = workflow.Effort(
+        effort = Effort(
             seed,
             batch_size,
             seeds,
@@ -106,32 +104,5 @@ def allocate(
             learn_budget=budget,
             learn_granularity=granularity,
         )
-        measured = source.load_profile(network, chosen, effort, out)
-        wanted = chosen[0] if chosen else measured.hardware
-        calibration, compensates = source.load_calibration(), source.compensates(wanted)
-        if calibrate is not False and network is not None and calibration is not None:
-            checkpoint = workflow.checkpoint_of(out / "calibration")
-            measured = workflow.calibrate(
-                network, calibration, measured, effort, checkpoint, (wanted, granularity, compensates, decided)
-            )
-        allocation = choose(
-            measured,
-            budget,
-            max_drop=max_drop,
-            hardware=wanted,
-            granularity=granularity,
-            choices=decided,
-            seed=seed,
-        )
-        if compensates:
-            allocation = workflow.compensate(network, calibration, allocation, effort, out)
-        if source.refines(wanted, calibration):
-            assert network is not None
-            allocation = workflow.refine(network, calibration, measured, allocation, effort, out)
-        if network is not None and calibration is not None:
-            allocation = workflow.safeguard(network, calibration, measured, allocation, effort, out)
-        if validate is not None:
-            assert network is not None
-            examples = workflow.load_examples(validate)
-            allocation = workflow.validate_both(network, examples, allocation, effort, out, calibration)
+        allocation, measured = plan(source, Wanted(budget, max_drop, granularity, decided), effort, out)
     finish(allocation, measured, out, terminal)

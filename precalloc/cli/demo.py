@@ -17,7 +17,9 @@ from precalloc.cli.options import (
     Seed,
     Verbose,
 )
+from precalloc.cli.planning import Wanted, plan
 from precalloc.cli.results import finish
+from precalloc.cli.sources import Source
 from precalloc.cli.terminal import Terminal
 from precalloc.objective import Granularity
 
@@ -36,26 +38,13 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Run the whole flow on a bundled network for handwritten digits."""
-    from precalloc import demo_model, workflow
-    from precalloc.allocator import allocate as choose
-    from precalloc.hardware import Hardware
+    from precalloc import demo_model
+    from precalloc.workflow import Effort
 
     terminal = Terminal(quiet, as_json, verbose)
-    chosen = Hardware.load(hardware)
-    model, calibration = demo_model.build(), workflow.load_examples(str(demo_model.CALIBRATION))
+    data, others = str(demo_model.CALIBRATION), str(demo_model.EVALUATION)
+    source = Source(demo_model.SPECIFICATION, data, None, None, (hardware,), others, None, None, None)
     with terminal.progress() as progress:
-        effort, kept = (
-            workflow.Effort(seed=seed, progress=progress, announce=terminal.announce),
-            out / workflow.PROFILE_FILE,
-        )
-        profile = workflow.measure(model, "precalloc demo", calibration, chosen, effort, workflow.checkpoint_of(kept))
-        profile.save(kept)
-        wanted = (chosen, str(granularity), chosen.digital_biases, None)
-        checkpoint = workflow.checkpoint_of(out / "calibration")
-        profile = workflow.calibrate(model, calibration, profile, effort, checkpoint, wanted)
-        allocation = choose(profile, budget, hardware=chosen, granularity=granularity, seed=seed)
-        if chosen.digital_biases:
-            allocation = workflow.compensate(model, calibration, allocation, effort, kept.parent)
-        evaluation = workflow.load_examples(str(demo_model.EVALUATION))
-        allocation = workflow.validate_both(model, evaluation, allocation, effort, kept.parent)
+        effort = Effort(seed=seed, progress=progress, announce=terminal.announce)
+        allocation, profile = plan(source, Wanted(budget, None, granularity), effort, out)
     finish(allocation, profile, out, terminal)
