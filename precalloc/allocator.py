@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -89,15 +89,6 @@ def allocate(
     if max_drop is not None:
         return allocator.reaching(max_drop)
     return allocator.within(budget if isinstance(budget, Budget) else Budget.parse(str(budget)))
-
-
-@dataclass(frozen=True)
-class TradeOff:
-    """A point of the energy-accuracy curve: energy per inference, predicted accuracy, and uniform K within the same."""
-
-    energy_joule: float
-    predicted: Prediction
-    uniform: UniformAllocation
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,22 +242,6 @@ class Allocator:
         request = f"accuracy drop of at most {100.0 * max_drop:g} points"
         return self._result(k, solution, energy, self._expect(k), matching, request, max_drop)
 
-    def trade_off(self, energies: Sequence[float]) -> list[TradeOff]:
-        """Predict what each of several energies per inference buys, without certificates: quicker than ``within``.
-
-        Energies beyond what K can take are moved to the nearest that it can, and each is given once; none without
-        margins.
-        """
-        most = self.objective.energy_joule(self.upper)
-        wanted = sorted({min(max(energy, self.least_joule), most) for energy in energies})
-        found = []
-        for energy in wanted:
-            k, uniform = self.solve(energy)[0], self.uniform(self._affordable_uniform(energy))
-            predicted = self.predict(k)
-            if predicted is not None:
-                found.append(TradeOff(self.objective.energy_joule(k), predicted, uniform))
-        return found
-
     def uniform_instead(self, allocation: Allocation) -> Allocation:
         """Give an allocation of the same request whose K are uniform, as far as the bounds allow."""
         energy = allocation.budget_joule
@@ -291,6 +266,10 @@ class Allocator:
             loss_error=self._loss_error(each),
             held=held,
         )
+
+    def uniform_within(self, energy: float) -> UniformAllocation:
+        """Give the figures of the largest uniform K within an energy, as far as the bounds allow."""
+        return self.uniform(self._affordable_uniform(energy))
 
     def solve(self, energy: float) -> tuple[FloatArray, Solution]:
         """K of least damage within an energy, and the solver's certificate; never worse than uniform K."""
@@ -392,7 +371,7 @@ class Allocator:
             multiplier=float(solution.multiplier),
             status=str(solution.status),
             predicted=predicted,
-            uniform=self.uniform(self._affordable_uniform(energy)),
+            uniform=self.uniform_within(energy),
             matching_uniform=matching,
             provenance=self.profile.provenance,
             seed=self.seed,

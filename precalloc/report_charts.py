@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from precalloc import figures
 from precalloc.accuracy import SimulatedAccuracy
 from precalloc.allocation import Allocation
-from precalloc.allocator import Allocator, TradeOff
+from precalloc.allocator import Allocator
 from precalloc.charts import (
     BOTTOM,
     HEIGHT,
@@ -29,6 +29,7 @@ from precalloc.charts import (
 from precalloc.objective import Granularity, Objective
 from precalloc.prediction import Prediction
 from precalloc.profiles import Profile
+from precalloc.trade_offs import TradeOff, trade_offs
 from precalloc.units import format_energy
 
 _ATTO = 1e18
@@ -116,7 +117,7 @@ def _curve(a: Allocation, profile: Profile | None) -> Curve | None:
         return None
     allocator = Allocator.of(profile, a.hardware, a.granularity, seed=a.seed, choices=a.choices)
     energies = [a.energy_joule * _REACH ** (2.0 * i / (_POINTS - 1) - 1.0) for i in range(_POINTS)]
-    points = allocator.trade_off(energies)
+    points = trade_offs(allocator, energies)
     if len(points) < 2:
         return None
     chosen, per_mac = _at_this_energy(a), _ATTO / a.macs
