@@ -30,6 +30,7 @@ def _environment(html: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        optimized=False,  # templates are filled once a run: folding their constants takes longer than it saves
     )
     environment.filters |= {
         "energy": format_energy,
