@@ -22,7 +22,7 @@ from solvers.relaxation import Relaxation
 from solvers.solution import Solution, Stats, Status, unusable, usable
 from solvers.terms import FloatArray
 
-_MOST_SPLIT = 100_000  # variables times subproblems that `auto` relaxes by default
+_MOST_SPLIT = 20_000  # variables times subproblems that `auto` relaxes by default
 _MOST_SUBPROBLEMS = 300
 
 
