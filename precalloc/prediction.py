@@ -317,7 +317,9 @@ def _summarise(clean: FloatArray, lost: FloatArray, of_method: float) -> Predict
     """
     n = len(clean)
     of_accuracy, of_drop = (float(v.var(ddof=1)) / n if n > 1 else 0.0 for v in (clean - lost, lost))
-    accuracy, drop = float((clean - lost).mean()), float(lost.mean())
+    drop = float(lost.mean())
+    # Distorted losses are extrapolated where noise is stronger than any simulated one, and may exceed what is there.
+    accuracy = min(max(float((clean - lost).mean()), 0.0), 1.0)
     accuracy_interval = wilson(accuracy, of_accuracy + of_method, n)
     drop_interval = paired(drop, of_drop + of_method, n)
     return Prediction(accuracy, *accuracy_interval, float(clean.mean()), drop, *drop_interval)

@@ -74,6 +74,8 @@ class Site:
 class MarginTable:
     """First-order reach of every channel's noise into the class margins.
 
+    Examples are in canonical order: row n is number ``precalloc.network.data.as_data(arrays).order[n]`` of the arrays.
+
     Parameters
     ----------
     margins : (n, m)

@@ -124,6 +124,13 @@ def test_intervals_cover_the_population():
     assert drop_hits > 190 - 3 * sigma
 
 
+def test_losses_that_were_extrapolated_too_far_leave_no_accuracy_below_zero():
+    found = _summarise(np.array([1.0, 1.0, 0.0]), np.array([1.2, 1.1, -0.2]), 0.5)
+    assert found.accuracy == 0.0
+    assert found.accuracy_low == pytest.approx(0.0, abs=1e-12)
+    assert found.accuracy_high > 0.5
+
+
 def test_paired_drop_is_known_better_than_accuracy():
     p = Predictor.of(make_profile(examples=1000), SHOT, Granularity.LAYER).predict(64.0)
     assert p.drop_high - p.drop_low < 0.5 * (p.accuracy_high - p.accuracy_low)

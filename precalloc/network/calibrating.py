@@ -77,7 +77,7 @@ def calibrate(
     task, forward_fn, loss_fn, metric_fn, output
         As for `precalloc.profile`.
     points, draws, examples
-        Budgets, noise draws at each, and how many of the first examples are simulated.
+        Budgets, noise draws at each, and how many of the examples are simulated.
     seed, batch_size
         Of the noise, and of the passes.
     progress

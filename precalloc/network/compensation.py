@@ -121,7 +121,7 @@ def compensate(
     seed
         Of the noise.
     examples
-        As many of the first are used.
+        How many of them are used.
     progress
         Called as ``progress(done, total, what)`` in examples.
     checkpoint
@@ -136,17 +136,17 @@ def compensate(
     KMapError
         If the K map is of another network.
     """
-    choices = TaskChoices(task, forward_fn, loss_fn, metric_fn, output)
+    source, choices = as_data(data), TaskChoices(task, forward_fn, loss_fn, metric_fn, output)
     effort = Effort(max(2, draws + draws % 2), seed, examples, batch_size)
     if isinstance(plan, KMap):
-        found = estimate(model, data, plan, choices, effort, progress, checkpoint)
+        found = estimate(model, source, plan, choices, effort, progress, checkpoint)
         return plan.compensated(found.corrections if found.helps else {})
-    require_calibration(model, data, plan)
+    require_calibration(model, source, plan)
     maps = {"allocated": plan.kmap(), "uniform": plan.uniform_kmap()}
     both = {
         name: estimate(
             model,
-            data,
+            source,
             kmap,
             choices,
             effort,

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from precalloc.errors import DataError, ModelError
-from precalloc.network.data import Batch
+from precalloc.network.batches import Batch
 from precalloc.network.draws import ExampleDraws
 
 IGNORED = -100  # label of what does not count, as in torch and transformers

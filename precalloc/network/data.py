@@ -1,55 +1,34 @@
-"""Calibration and evaluation data: arrays by name, or any iterable of batches, as batches of one type."""
+"""Calibration and evaluation data: arrays by name, or any iterable of batches, as batches of one type.
+
+Random numbers, blocks of examples and parts such as "the first 128" go with an example's place in the data. So that
+nothing depends on how a user happens to have sorted it (by class, in a folder), examples are taken in canonical order:
+sorted by digests of their inputs, equal inputs by their labels. To all purposes that is a random order, and it is the
+same for the same examples. Only streams that cannot be kept or read at any place are taken as they come.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map, tree_unflatten
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from precalloc.errors import DataError
+from precalloc.network.batches import Batch, join, read_batch, rechunk
+from precalloc.network.contents import Contents, first_tensor
 
-LABEL_NAMES = ("y", "labels", "label")
-_HASHED_AT_ONCE = 256
+# A loader's examples are kept up to here, in bytes; more of them are read anew on every pass, as they come.
+KEPT_BYTES = 2**30
+# Examples whose digests are taken together: what a pass over files holds at a time.
+_AT_ONCE = 64
 
-
-@dataclass(frozen=True)
-class Batch:
-    """Consecutive examples: inputs by the names that the data gives them, and labels where there are any.
-
-    An input is a tensor whose first axis numbers the examples, or any nesting of such in dicts, lists and tuples.
-    ``start`` is the index of the first example in the data.
-    """
-
-    inputs: dict[str, Any]
-    labels: Tensor | None
-    start: int = 0
-
-    @property
-    def size(self) -> int:
-        """Number of examples."""
-        return len(_first_tensor(self.inputs))
-
-    def rows(self, index: slice | Tensor, start: int | None = None) -> Batch:
-        """Give some of the examples, the first of which is number ``start`` of the data."""
-        inputs = tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, self.inputs)
-        labels = None if self.labels is None else self.labels[index]
-        return Batch(inputs, labels, self.start if start is None else start)
-
-    def take(self, count: int) -> Batch:
-        """The first ``count`` examples."""
-        return self.rows(slice(count))
-
-    def split(self, size: int) -> Iterator[Batch]:
-        """Go through the examples in batches of at most ``size``."""
-        for first in range(0, self.size, size):
-            yield self.rows(slice(first, first + size), self.start + first)
+Places = NDArray[np.intp]
 
 
 @runtime_checkable
@@ -71,31 +50,73 @@ class Data(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ArrayData:
-    """Examples in memory: tensors whose first axis numbers the examples."""
+@runtime_checkable
+class Recognised(Protocol):
+    """Data that keeps the digests of its examples."""
 
-    inputs: dict[str, Any]
-    labels: Tensor | None = None
+    def contents(self) -> Contents:
+        """Digests of the examples in the order in which they are taken."""
+        ...
+
+
+class CanonicalData:
+    """Examples that can be read at any place, and are taken in canonical order.
+
+    Parameters
+    ----------
+    read
+        Gives the examples at some places, which are numbered as in the user's data.
+    examples
+        Number of examples.
+    labels
+        Gives all labels in the user's order; None where there are none.
+    """
+
+    def __init__(self, read: Callable[[Places], Batch], examples: int, labels: Callable[[], Tensor] | None) -> None:
+        self.read, self.examples, self.labelled = read, examples, labels is not None
+        self._labels = labels
+
+    @cached_property
+    def _sorted(self) -> tuple[Places, Contents]:
+        places = np.split(np.arange(self.examples), range(_AT_ONCE, self.examples, _AT_ONCE))
+        found = Contents.join([self.read(some).contents() for some in places])
+        order = found.order()
+        return order, found.take(order)
 
     @property
-    def examples(self) -> int:
-        """Number of examples."""
-        return len(_first_tensor(self.inputs))
+    def order(self) -> Places:
+        """Place in the user's data of every example that is taken, (examples,)."""
+        return self._sorted[0]
 
-    @property
-    def labelled(self) -> bool:
-        """Whether the examples carry labels."""
-        return self.labels is not None
+    def contents(self) -> Contents:
+        """Digests of the examples in canonical order; takes a pass over them the first time."""
+        return self._sorted[1]
+
+    def all_labels(self) -> Iterator[Tensor]:
+        """All labels, in any order."""
+        if self._labels is not None:
+            yield self._labels()
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Go through the examples in batches of at most ``batch_size``."""
-        return Batch(self.inputs, self.labels).split(batch_size)
+        for first in range(0, self.examples, batch_size):
+            yield replace(self.read(self.order[first : first + batch_size]), start=first)
+
+
+class ArrayData(CanonicalData):
+    """Examples in memory: tensors whose first axis numbers the examples, as the user numbers them."""
+
+    def __init__(self, inputs: dict[str, Any], labels: Tensor | None = None) -> None:
+        self.inputs, self.labels = inputs, labels
+        super().__init__(self._rows, len(first_tensor(inputs)), None if labels is None else lambda: labels)
+
+    def _rows(self, places: Places) -> Batch:
+        return Batch(self.inputs, self.labels).rows(torch.from_numpy(places))
 
 
 @dataclass(eq=False)
 class StreamedData:
-    """Examples that are read anew on every pass, a few batches in memory at a time.
+    """Examples that are read anew on every pass as they come, a few batches in memory at a time.
 
     Parameters
     ----------
@@ -111,43 +132,65 @@ class StreamedData:
     examples: int
     labelled: bool
     origin: str = "data"
-    _fingerprint: str | None = field(default=None, init=False)
+    _contents: Contents | None = field(default=None, init=False)
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """Go through the examples in batches of at most ``batch_size``.
+    def as_they_come(self) -> Iterator[Batch]:
+        """Go through the parts.
 
         Raises
         ------
         DataError
             If a pass gives other examples than the first did.
         """
-        seen = _Fingerprint()
-        yield from _rechunk(seen.watch(self.parts()), batch_size)
-        if self._fingerprint not in (None, seen.value()):
+        seen: list[Contents] = []
+        count = 0
+        for part in self.parts():
+            seen.append(part.contents())
+            self._require_known(seen[-1].digests, slice(count, count + part.size))
+            count += part.size
+            yield part
+        self._require_known(np.concatenate([part.digests for part in seen]), slice(None))
+        self._contents = self._contents or Contents.join(seen)
+
+    def _require_known(self, found: NDArray[np.uint64], places: slice) -> None:
+        if self._contents is not None and not np.array_equal(self._contents.digests[places], found):
             raise DataError(
                 f"{self.origin} gives other examples on every pass (shuffling or random augmentation?). "
                 "Switch that off, or pass a list of its batches."
             )
-        self._fingerprint = seen.value()
 
-    def fingerprint(self) -> str:
-        """Fingerprint of the examples; a whole pass where none was made before."""
-        if self._fingerprint is None:
-            for _ in self.batches(_HASHED_AT_ONCE):
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Go through the examples in batches of at most ``batch_size``; raises as `as_they_come` does."""
+        return rechunk(self.as_they_come(), batch_size)
+
+    def contents(self) -> Contents:
+        """Digests of the examples; a whole pass where none was made before."""
+        if self._contents is None:
+            for _ in self.as_they_come():
                 pass
-        assert self._fingerprint is not None
-        return self._fingerprint
+        assert self._contents is not None
+        return self._contents
+
+    def all_labels(self) -> Iterator[Tensor]:
+        """All labels, part by part."""
+        return (part.labels for part in self.as_they_come() if part.labels is not None)
 
 
 def as_data(data: object) -> Data:
     """Bring what a user passes into one form.
+
+    Results do not depend on the order of the examples: they are taken in canonical order, sorted by digests of their
+    contents, whatever order and batches they are given in.
 
     Parameters
     ----------
     data
         A `Data`; a mapping of arrays by the forward's parameter names (labels under ``y`` or ``labels``); a pair
         (inputs, labels) of arrays; or an iterable of such batches, for example a ``DataLoader``. Inputs may be nested.
-        A loader that does not shuffle is read anew on every pass; other iterables are gone through once and kept.
+        Iterables are gone through once and kept, shuffled or not. Two kinds are taken as they come instead, so that
+        results depend on the order of their examples: a loader that does not shuffle and whose examples take more
+        than `KEPT_BYTES` (1 GiB), which is read anew on every pass and must give the same each time; and batches of
+        unlike shapes, which cannot be joined. So is a `Data` of the user's own.
 
     Raises
     ------
@@ -159,10 +202,10 @@ def as_data(data: object) -> Data:
     if isinstance(data, Mapping | Tensor | np.ndarray) or _is_pair_of_arrays(data):
         whole = read_batch(data)
         return ArrayData(whole.inputs, whole.labels)
-    if isinstance(data, DataLoader) and isinstance(data.sampler, SequentialSampler) and not data.drop_last:
+    if isinstance(data, DataLoader) and _is_repeatable(data):
         return _from_loader(data)
     if isinstance(data, Iterable):
-        return _from_batches(data)
+        return _from_batches(list(_read_parts(data)))
     raise DataError(
         f"Data of type {type(data).__name__} cannot be read. Pass arrays by name, a pair (inputs, labels), or batches."
     )
@@ -172,155 +215,66 @@ def _is_pair_of_arrays(data: object) -> bool:
     return isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in data)
 
 
+def _read_parts(batches: Iterable[object]) -> Iterator[Batch]:
+    return (read_batch(batch, f"batch {index}") for index, batch in enumerate(batches))
+
+
+def _is_repeatable(loader: DataLoader[Any]) -> bool:
+    """Whether every pass gives all items of a data set in its own order."""
+    drawn = loader.batch_sampler
+    return isinstance(drawn, BatchSampler) and isinstance(drawn.sampler, SequentialSampler) and not drawn.drop_last
+
+
 def _from_loader(loader: DataLoader[Any]) -> Data:
-    def parts() -> Iterator[Batch]:
-        for index, batch in enumerate(loader):
-            yield read_batch(batch, f"batch {index}")
-
+    """Keep what a loader gives if it is not too large and can be joined; else read it anew on every pass."""
     examples = len(loader.sampler)  # type: ignore[arg-type]  # a SequentialSampler has a length
-    first = next(iter(parts()), None)
-    if first is None:
-        raise DataError("The data iterable yielded no batch. Give at least one.")
-    return StreamedData(parts, examples, first.labels is not None, "The data loader")
+    kept: list[Batch] = []
+    for part in _read_parts(loader):
+        kept.append(part)
+        if kept[0].bytes * examples > KEPT_BYTES * kept[0].size or not kept[0].joins(part):
+            labelled = kept[0].labels is not None
+            return StreamedData(lambda: _read_parts(loader), examples, labelled, "The data loader")
+    return _from_batches(kept)
 
 
-def _from_batches(batches: Iterable[object]) -> Data:
-    """Keep batches as they come: every pass must see the same examples in the same order."""
-    parts = [read_batch(batch, f"batch {index}") for index, batch in enumerate(batches)]
+def _from_batches(parts: list[Batch]) -> Data:
+    """Join batches, or keep them as they come: every pass must see the same examples in the same order."""
     if not parts:
         raise DataError("The data iterable yielded no batch. Give at least one.")
     labelled = {part.labels is not None for part in parts}
     if len(labelled) > 1:
         raise DataError("Some batches carry labels and some do not. Give all of them labels, or none.")
+    if all(map(parts[0].joins, parts)):
+        whole = join(parts)
+        return ArrayData(whole.inputs, whole.labels)
     return StreamedData(lambda: parts, sum(part.size for part in parts), labelled.pop())
 
 
-def read_batch(batch: object, origin: str = "data") -> Batch:
-    """Read what a data set yields: arrays by name, (inputs, labels), (inputs,) or inputs alone.
-
-    Raises
-    ------
-    DataError
-        If it is none of these, or its arrays do not fit together or are not finite.
-    """
-    inputs, labels = _inputs_and_labels(batch, origin)
-    tensors = tree_map(lambda leaf: torch.as_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf, inputs)
-    named = {name: leaf for name, leaf in _named_leaves(tensors) if isinstance(leaf, Tensor)}
-    if not named:
-        raise DataError(f"{origin} holds no inputs. Add the forward's inputs by name.")
-    lengths = {name: len(leaf) if leaf.dim() else 0 for name, leaf in named.items()}
-    targets = None if labels is None else torch.as_tensor(labels)
-    if targets is not None:
-        lengths["labels"] = len(targets) if targets.dim() else 0
-    if len(set(lengths.values())) != 1:
-        raise DataError(f"Arrays of {origin} differ in length: {lengths}. Each needs one row an example.")
-    if 0 in lengths.values():
-        raise DataError(f"{origin} holds no examples. Give at least one.")
-    for name, leaf in named.items():
-        _check_finite(name, leaf, origin)
-    return Batch(tensors, targets)
-
-
-def _inputs_and_labels(batch: object, origin: str) -> tuple[dict[str, Any], Any]:
-    if isinstance(batch, Mapping):
-        arrays = dict(batch)
-        label_name = next((name for name in LABEL_NAMES if name in arrays), None)
-        labels = None if label_name is None else arrays.pop(label_name)
-        if not arrays:
-            raise DataError(f"{origin} holds no inputs (arrays: {sorted(batch)}). Add the forward's inputs by name.")
-        return arrays, labels
-    if isinstance(batch, Tensor | np.ndarray):
-        return {"x": batch}, None
-    if isinstance(batch, tuple | list) and len(batch) in (1, 2):
-        inputs, labels = batch[0], batch[1] if len(batch) == 2 else None
-        if isinstance(inputs, tuple | list):
-            return {str(index): value for index, value in enumerate(inputs)}, labels
-        return (dict(inputs) if isinstance(inputs, Mapping) else {"x": inputs}), labels
-    raise DataError(
-        f"A batch of type {type(batch).__name__} cannot be read. Yield (inputs, labels), with several inputs in a "
-        "tuple of their own, or arrays by name."
-    )
-
-
-def _check_finite(name: str, value: Tensor, origin: str) -> None:
-    if not value.is_floating_point() or bool(value.isfinite().all()):
-        return
-    row = int((~value.isfinite()).reshape(len(value), -1).any(1).nonzero()[0])
-    raise DataError(f"Array '{name}' of {origin} has NaN or infinity, first in example {row}. Remove or mend it.")
-
-
-def _rechunk(parts: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """Cut batches of any size anew, in batches of ``size`` and a last one of what is left."""
-    held: list[Batch] = []
-    start = 0
-    for part in parts:
-        held.append(part)
-        if sum(one.size for one in held) < size:
-            continue
-        whole = _join(held)
-        used = whole.size - whole.size % size
-        for first in range(0, used, size):
-            yield whole.rows(slice(first, first + size), start + first)
-        start += used
-        held = [whole.rows(slice(used, None))] if used < whole.size else []
-    if held:
-        yield _join(held).rows(slice(None), start)
-
-
-def _join(parts: list[Batch]) -> Batch:
-    if len(parts) == 1:
-        return parts[0]
-    _, structure = tree_flatten_with_path(parts[0].inputs)
-    columns = zip(*(tree_leaves(part.inputs) for part in parts), strict=True)
-    try:
-        leaves = [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns]
-        labels = [part.labels for part in parts if part.labels is not None]
-        return Batch(tree_unflatten(leaves, structure), torch.cat(labels) if labels else None)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise DataError(f"Batches do not join to one array each ({error}). Pad them to one shape.") from error
-
-
-def _first_tensor(inputs: Mapping[str, Any]) -> Tensor:
-    return next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
-
-
-def _named_leaves(inputs: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Leaves by name: ``x``, or ``features['a'][0]`` where they are nested."""
-    return [
-        (f"{name}{keystr(path)}", leaf)
-        for name, value in inputs.items()
-        for path, leaf in tree_flatten_with_path(value)[0]
-    ]
-
-
-class _Fingerprint:
-    """Hash of arrays that come in pieces; how they are cut does not matter."""
-
-    def __init__(self) -> None:
-        self._digests: dict[str, Any] = {}
-
-    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Take in batches while they pass by."""
-        for batch in batches:
-            for name, leaf in (*_named_leaves(batch.inputs), ("labels", batch.labels)):
-                if isinstance(leaf, Tensor):
-                    digest = self._digests.setdefault(name, hashlib.sha256())
-                    digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-            yield batch
-
-    def value(self) -> str:
-        """Fingerprint of all so far."""
-        whole = hashlib.sha256()
-        for name, digest in sorted(self._digests.items()):
-            whole.update(name.encode() + digest.digest())
-        return whole.hexdigest()[:16]
+def contents_of(data: Data) -> Contents:
+    """Digests of the examples in the order in which they are taken; read only where the data does not know them."""
+    if isinstance(data, Recognised):
+        return data.contents()
+    return Contents.join([batch.contents() for batch in data.batches(_AT_ONCE)])
 
 
 def data_hash(data: Data) -> str:
-    """Fingerprint of the examples and labels, for provenance and to keep selection and reporting data apart."""
-    if isinstance(data, StreamedData):
-        return data.fingerprint()
-    seen = _Fingerprint()
-    for _ in seen.watch(data.batches(_HASHED_AT_ONCE)):
-        pass
-    return seen.value()
+    """Fingerprint of the examples and labels, for provenance and to keep selection and reporting data apart.
+
+    The order in which the examples are taken counts, since results go with it; in canonical order it is that of the
+    examples alone, whatever form they were given in.
+    """
+    return contents_of(data).fingerprint()
+
+
+def labels_of(data: Data) -> Iterator[Tensor]:
+    """All labels, in parts and in any order; without reading the inputs where they can be had alone."""
+    if isinstance(data, CanonicalData | StreamedData):
+        return data.all_labels()
+    return (batch.labels for batch in data.batches(_AT_ONCE) if batch.labels is not None)
+
+
+def sample(data: Data, count: int) -> Batch:
+    """Give some examples to try a model on, without a pass over files to find those that are taken first."""
+    if isinstance(data, CanonicalData) and not isinstance(data, ArrayData):
+        return data.read(np.arange(min(count, data.examples)))
+    return next(data.batches(count))

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from precalloc.errors import DataError
-from precalloc.network.data import ArrayData, Data, as_data, read_batch
+from precalloc.network.batches import read_batch
+from precalloc.network.data import ArrayData, Data, as_data
 
 
 def load_data(spec: str) -> Data:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from precalloc.network.data import Batch, Data
+from precalloc.network.batches import Batch
+from precalloc.network.contents import Contents
+from precalloc.network.data import Data, contents_of
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,10 @@ class First:
     def labelled(self) -> bool:
         """Whether the examples carry labels."""
         return self.whole.labelled
+
+    def contents(self) -> Contents:
+        """Digests of the examples."""
+        return contents_of(self.whole).take(slice(self.examples))
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Go through the examples in batches of at most ``batch_size``."""

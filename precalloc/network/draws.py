@@ -13,7 +13,8 @@ class ExampleDraws:
     """Random numbers of consecutive examples, from one stream an example.
 
     Example n draws from ``numpy.random.default_rng((*seed, n))``, so neither batch size nor what other examples draw
-    changes its numbers. They go with the place in the data: in another order, examples swap their numbers.
+    changes its numbers. They go with the place at which an example is taken, which is that in canonical order whatever
+    order the data has (`precalloc.network.data`); only data that is taken as it comes swaps numbers in another order.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_map
 
 from precalloc.errors import DataError, ModelError
-from precalloc.network.data import Batch
+from precalloc.network.batches import Batch
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +12,13 @@ import numpy.typing as npt
 import torch
 
 from precalloc.errors import DataError, DependencyError
-from precalloc.network.data import Batch, StreamedData
+from precalloc.network.batches import Batch
+from precalloc.network.data import CanonicalData, Places
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_IMAGES_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def _channels(name: str, value: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def image_folder(folder: str | Path, options: ImageOptions | None = None) -> StreamedData:
+def image_folder(folder: str | Path, options: ImageOptions | None = None) -> CanonicalData:
     """Open a folder of images, decoded as they are needed; classes are its subfolders in alphabetical order.
 
     Raises
@@ -115,13 +114,13 @@ def image_folder(folder: str | Path, options: ImageOptions | None = None) -> Str
             "Give one subfolder a class."
         )
 
-    def parts() -> Iterator[Batch]:
-        for start in range(0, len(files), _IMAGES_AT_ONCE):
-            chunk = files[start : start + _IMAGES_AT_ONCE]
-            pixels = torch.from_numpy(np.stack([read_image(file, chosen) for file, _ in chunk]))
-            yield Batch({"x": pixels}, torch.tensor([label for _, label in chunk]))
+    labels = torch.tensor([label for _, label in files])
 
-    return StreamedData(parts, len(files), True, str(root))
+    def read(places: Places) -> Batch:
+        pixels = np.stack([read_image(files[place][0], chosen) for place in places])
+        return Batch({"x": torch.from_numpy(pixels)}, labels[torch.from_numpy(places)])
+
+    return CanonicalData(read, len(files), lambda: labels)
 
 
 def read_image(path: Path, options: ImageOptions) -> npt.NDArray[np.float32]:

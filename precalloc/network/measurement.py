@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from precalloc.errors import ModelError
 from precalloc.hardware import Hardware, NoiseKind
+from precalloc.network.batches import Batch
 from precalloc.network.checkpoints import Arrays
 from precalloc.network.curvature import Block, ChannelSlots, CurvatureTerms, GroupSums, channel_sum, curvature_terms
-from precalloc.network.data import Batch
 from precalloc.network.draws import ExampleDraws
 from precalloc.network.forward import model_device
 from precalloc.network.margins import margin_covariance, strongest_margins
@@ -28,7 +28,7 @@ from precalloc.profiles import FloatArray, MarginTable, Profile, Provenance, Sit
 
 # Random changes of every weight that estimate the margins' covariance under weight noise.
 _WEIGHT_PROBES = 4
-# The per-channel prediction table holds the first examples that fit into this many values a kind.
+# The per-channel prediction table holds the first examples, in canonical order, that fit into this many values a kind.
 _CHANNEL_TABLE_VALUES = 16_000_000
 
 # Examples whose weight gradients are summed before they are squared, and that share random changes of the weights.
@@ -55,7 +55,7 @@ def _late_site(site: str) -> str:
     """What to say of a site that the first batch does not show."""
     return (
         f"Site '{site}' runs on later examples, but not on the first batch, on which sites are found. "
-        "Put an example on which it runs among the first, or take larger batches (--batch-size)."
+        "Take larger batches (--batch-size), so that an example on which it runs is in the first."
     )
 
 

@@ -102,7 +102,7 @@ class NoiseInjector:
         if site not in self._sites:
             raise KMapError(
                 f"Site '{site}' runs on this data, but the K map has no K for it: it did not run on the first batch "
-                "of the calibration data. Put an example on which it runs among the first, and profile anew."
+                "of the calibration data. Profile anew in larger batches (--batch-size), so that it runs on the first."
             )
         noise = self._sites[site]
         if noise is None:

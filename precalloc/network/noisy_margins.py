@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from precalloc.kmaps import KMap
-from precalloc.network.data import Batch, Data
+from precalloc.network.batches import Batch
+from precalloc.network.data import Data
 from precalloc.network.forward import model_device
 from precalloc.network.interception import intercept
 from precalloc.network.noise import NoiseInjector

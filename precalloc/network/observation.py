@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from precalloc.hardware import NoiseKind
-from precalloc.network.data import Batch
+from precalloc.network.batches import Batch
 from precalloc.network.draws import ExampleDraws
 from precalloc.network.forward import Forward
 from precalloc.network.interception import intercept

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from precalloc.kmaps import KMap
+from precalloc.network.batches import Batch
 from precalloc.network.curvature import ChannelSlots
-from precalloc.network.data import Batch
 from precalloc.network.forward import model_device
 from precalloc.network.interception import intercept
 from precalloc.network.noise import NoiseInjector, SiteNoise

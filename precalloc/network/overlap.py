@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from precalloc.errors import DataError
-from precalloc.network.data import Batch, Data
-
-_AT_ONCE = 256
+from precalloc.network.batches import Batch
+from precalloc.network.contents import Contents
+from precalloc.network.data import Data, contents_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,10 @@ class Unseen:
         """Whether the examples carry labels."""
         return self.whole.labelled
 
+    def contents(self) -> Contents:
+        """Digests of the examples."""
+        return contents_of(self.whole).take(self.fresh.numpy())
+
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Go through the examples in batches of at most ``batch_size``."""
         before = 0
@@ -69,19 +71,10 @@ def unseen(data: Data, known: Data) -> Data:
     DataError
         If nothing is left.
     """
-    before = set(_digests(known))
-    fresh = torch.tensor([digest not in before for digest in _digests(data)], dtype=torch.bool)
+    before = set(contents_of(known).of_inputs())
+    fresh = torch.tensor([digest not in before for digest in contents_of(data).of_inputs()], dtype=torch.bool)
     if not fresh.any():
         raise DataError(
             "All validation examples are in the calibration data that K was chosen on. Give other data to --validate."
         )
     return data if fresh.all() else Unseen(data, fresh)
-
-
-def _digests(data: Data) -> Iterator[bytes]:
-    """Digest of every example's inputs."""
-    for batch in data.batches(_AT_ONCE):
-        leaves = [leaf for leaf in tree_leaves(batch.inputs) if isinstance(leaf, Tensor)]
-        rows = [leaf.detach().cpu().reshape(batch.size, -1).contiguous().view(torch.uint8).numpy() for leaf in leaves]
-        for index in range(batch.size):
-            yield hashlib.sha256(b"".join(row[index].tobytes() for row in rows)).digest()

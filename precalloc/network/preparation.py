@@ -11,8 +11,9 @@ from torch import nn
 
 from precalloc.errors import KMapError
 from precalloc.kmaps import KMap
+from precalloc.network.batches import Batch
 from precalloc.network.criteria import LossFn, MetricFn
-from precalloc.network.data import Batch, Data
+from precalloc.network.data import Data
 from precalloc.network.folding import fold_batch_norm
 from precalloc.network.forward import ForwardFn
 from precalloc.network.models import check_model

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from precalloc import __version__
 from precalloc.errors import ModelError
 from precalloc.hardware import Hardware
+from precalloc.network.batches import Batch
 from precalloc.network.checkpoints import Checkpoint
 from precalloc.network.criteria import Classification, LossFn, MetricFn, check_classes
-from precalloc.network.data import Batch, Data, as_data, data_hash
+from precalloc.network.data import Data, as_data, data_hash, labels_of
 from precalloc.network.estimators import Estimator, resolve_estimator
 from precalloc.network.folding import fold_batch_norm
 from precalloc.network.forward import Forward, ForwardFn
@@ -177,8 +178,8 @@ def _check_labels(data: Data, task: Task, output: Tensor) -> None:
     """Find labels that are no classes before the work and not amidst it."""
     if not data.labelled or not isinstance(task.criterion, Classification):
         return
-    labels = torch.cat([part.labels for part in data.batches(4096) if part.labels is not None])
-    check_classes(labels, labels.shape[:1], output.shape[1])
+    for labels in labels_of(data):
+        check_classes(labels, labels.shape[:1], output.shape[1])
 
 
 def _layouts(model: nn.Module, batch: Batch, forward: Forward, sites: Collection[str]) -> dict[str, Layout]:

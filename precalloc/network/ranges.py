@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from precalloc.errors import DataError
+
 _Values = NDArray[np.float32]
 
 # Values of which only the extremes are looked at, where these are too small.
@@ -41,9 +43,17 @@ class TailRange:
         self._count = 0
 
     def update(self, values: Tensor) -> None:
-        """Take in further values of any shape."""
+        """Take in further values of any shape.
+
+        Raises
+        ------
+        DataError
+            If they are so many more than expected that the tails do not hold the percentiles.
+        """
         flat = flat_view(values.detach())
         self._count += flat.numel()
+        if math.floor(self._rank()) >= self._size:
+            raise DataError("Examples are larger than those of the first batch, by which ranges are sized. Pad them.")
         self._tails = self._merge(self._tails[0], flat, 1), self._merge(self._tails[1], flat, -1)
 
     def _merge(self, tail: _Values, flat: Tensor, sign: int) -> _Values:
@@ -77,12 +87,15 @@ class TailRange:
         return self._quantile(self._tails[0]) + self._quantile(self._tails[1])
 
     def _quantile(self, tail: _Values) -> float:
-        rank = (self._count - 1) * (1.0 - self._percentile / 100.0)  # from the extreme inwards
+        rank = self._rank()
         inner = math.floor(rank)
-        assert inner < len(tail), "the stream was longer than it was said to be"
         ordered = np.sort(tail)[::-1]
         upper, lower = float(ordered[inner]), float(ordered[min(inner + 1, len(tail) - 1)])
         return upper + (rank - inner) * (lower - upper)
+
+    def _rank(self) -> float:
+        """Where the percentile is, from the extreme inwards."""
+        return (self._count - 1) * (1.0 - self._percentile / 100.0)
 
     def state(self) -> tuple[_Values, _Values, int]:
         """Everything that a checkpoint must hold."""

@@ -72,7 +72,7 @@ def safeguard(
     task, forward_fn, loss_fn, metric_fn, output
         As for `precalloc.profile`.
     draws, examples, seed, batch_size
-        Noise draws of an example, how many of the first held-out examples, and of the noise and passes.
+        Noise draws of an example, how many of the held-out examples, and of the noise and passes.
     progress
         Called as ``progress(done, total, what)`` in examples.
     checkpoint

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from precalloc.errors import DataError, DependencyError
-from precalloc.network.data import LABEL_NAMES, Batch, StreamedData, read_batch
+from precalloc.network.batches import LABEL_NAMES, Batch, read_batch
+from precalloc.network.data import CanonicalData, Places
 
-_ROWS_AT_ONCE = 64
 
-
-def load_dataset(folder: Path) -> StreamedData:
+def load_dataset(folder: Path) -> CanonicalData:
     """Open a data set that ``Dataset.save_to_disk`` wrote; rows are read from disk as they are needed.
 
     Columns are the forward's inputs by name, and labels under ``labels``, ``label`` or ``y``.
@@ -38,12 +38,11 @@ def load_dataset(folder: Path) -> StreamedData:
             f"{folder} is no saved data set ({' '.join(str(error).split())[:200]}). Save it anew."
         ) from error
 
-    def parts() -> Iterator[Batch]:
-        for start in range(0, count, _ROWS_AT_ONCE):
-            yield read_batch(_numbers(rows[start : start + _ROWS_AT_ONCE], folder), f"{folder} from row {start}")
+    def read(places: Places) -> Batch:
+        return read_batch(_numbers(rows[places.tolist()], folder), f"{folder}, rows {places.min()} to {places.max()}")
 
-    labelled = any(name in rows.column_names for name in LABEL_NAMES)
-    return StreamedData(parts, count, labelled, str(folder))
+    named = next((name for name in LABEL_NAMES if name in rows.column_names), None)
+    return CanonicalData(read, count, None if named is None else lambda: torch.as_tensor(rows[named][:]))
 
 
 def _numbers(columns: dict[str, Any], folder: Path) -> dict[str, Any]:

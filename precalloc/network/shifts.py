@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from precalloc.network.data import Batch
+from precalloc.network.batches import Batch
 from precalloc.network.forward import Forward
 from precalloc.network.interception import ProductHandler, intercept
 from precalloc.network.operators import Product

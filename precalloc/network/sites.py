@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from precalloc.errors import CoverageError, ModelError, NondeterministicModelError
-from precalloc.network.data import Batch, as_data
+from precalloc.network.batches import Batch
+from precalloc.network.data import as_data, sample
 from precalloc.network.flops import FlopCount
 from precalloc.network.folding import fold_batch_norm
 from precalloc.network.forward import Forward, ForwardFn
@@ -118,7 +119,7 @@ def count_call(counts: dict[str, SiteCounts], name: str, product: Product, y: Te
 def discover(
     model: nn.Module, data: object, *, batch_size: int = 32, forward_fn: ForwardFn | None = None
 ) -> SiteReport:
-    """Run the model on the first batch of ``data`` and list its sites and what is not covered.
+    """Run the model on one batch of ``data`` and list its sites and what is not covered.
 
     ``forward_fn(model, inputs)`` runs it in the place of its own call.
 
@@ -127,7 +128,7 @@ def discover(
     ModelError, DataError
         If the model cannot be intercepted, or does not take the data.
     """
-    batch, forward = next(as_data(data).batches(batch_size)), Forward(forward_fn)
+    batch, forward = sample(as_data(data), batch_size), Forward(forward_fn)
     check_model(model)
     with untouched(model), torch.no_grad():
         ready, folded = fold_batch_norm(model, lambda m: forward.run(m, batch))

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from precalloc.errors import DataError
-from precalloc.network.data import Batch, Data
+from precalloc.network.batches import Batch
+from precalloc.network.data import Data
 
-# Every third example is held out. Examples are dealt out in turn, since data may be sorted by label.
+# Every third example is held out. Examples are dealt out in turn, since data that is taken as it comes may be sorted.
 _CYCLE = 3
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from precalloc.errors import DataError, ModelError
+from precalloc.network.batches import Batch
 from precalloc.network.criteria import (
     Classification,
     Criterion,
@@ -22,7 +23,6 @@ from precalloc.network.criteria import (
     TokenClassification,
     per_example_value,
 )
-from precalloc.network.data import Batch
 from precalloc.network.draws import ExampleDraws
 from precalloc.network.forward import Forward, ForwardFn
 

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from precalloc.hardware import AVERAGED_BY, Hardware, NoiseKind, NoiseTerm, Redundancy, Repetition
+from precalloc.network.data import as_data
 
 THERMAL, WEIGHT, SHOT = NoiseKind.THERMAL, NoiseKind.WEIGHT, NoiseKind.SHOT
 KINDS = (THERMAL, WEIGHT, SHOT)
@@ -22,6 +23,11 @@ def hardware(kinds=KINDS, redundancy=Redundancy.SPACE, levels=LEVELS, lattice="c
 def normal(seed, *shape):
     """Draw standard normal numbers."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def in_order(x):
+    """Sort examples as precalloc takes them, so that tables by example can be compared row by row."""
+    return x[as_data(x).order]
 
 
 def initialised(model, seed=0, scale=1.0):

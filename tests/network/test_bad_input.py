@@ -256,6 +256,8 @@ def test_forms_of_data_that_are_taken():
         loader,
         [{"x": X[:5], "y": Y[:5]}, {"x": X[5:], "y": Y[5:]}],
     ):
-        batches = list(as_data(data).batches(5))
-        assert torch.equal(torch.cat([batch.inputs["x"] for batch in batches]), X)
-        assert torch.equal(torch.cat([batch.labels for batch in batches]), Y)
+        taken, order = as_data(data), as_data((X, Y)).order
+        batches = list(taken.batches(5))
+        assert torch.equal(torch.cat([batch.inputs["x"] for batch in batches]), X[order])
+        assert torch.equal(torch.cat([batch.labels for batch in batches]), Y[order])
+        assert taken.order.tolist() == order.tolist()

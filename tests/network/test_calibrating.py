@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 from networks import Perceptron, initialised, normal
+from scipy.stats import norm
 
 from precalloc import Hardware, allocate, calibrate, compensate, demo_model, profile, validate
 from precalloc.errors import DataError, ProfileError
 from precalloc.network.data_files import load_data
+
+# Four comparisons hold together in 95 % of cases where each does in 98.75 %: half-widths are of 95 % intervals.
+ALL_FOUR = norm.ppf(1.0 - 0.05 / 8) / norm.ppf(0.975)
 
 
 def test_calibrated_predictions_of_the_demo_hold():
@@ -16,10 +20,10 @@ def test_calibrated_predictions_of_the_demo_hold():
     calibrated = calibrate(model, data, plain, examples=200, points=3, draws=2, compensate=False)
     for budget in ("4x", "7x"):
         found = allocate(calibrated, budget)
-        seen = [validate(model, evaluation, kmap, seeds=2) for kmap in (found.kmap(), found.uniform_kmap())]
+        seen = [validate(model, evaluation, kmap, seeds=4) for kmap in (found.kmap(), found.uniform_kmap())]
         for predicted, simulated in zip((found.predicted, found.uniform.predicted), seen, strict=True):
             widths = predicted.drop_high - predicted.drop_low, simulated.drop_high - simulated.drop_low
-            assert abs(predicted.drop - simulated.drop) <= np.hypot(*widths) / 2.0
+            assert abs(predicted.drop - simulated.drop) <= ALL_FOUR * np.hypot(*widths) / 2.0
     uncalibrated = allocate(plain, "4x").uniform.predicted
     assert abs(uncalibrated.drop - seen_at_4x(model, evaluation, plain).drop) > 0.05
 

@@ -225,7 +225,7 @@ def test_corrections_that_raise_the_loss_are_left_out_and_the_allocation_says_so
 def test_a_site_that_is_called_twice_has_one_correction():
     model, x = initialised(SharedLayer(), 1, 2.0), normal(2, 64, 6)
     kmap = uniform_map(model, x, 2, (SHOT,))
-    found = estimate(model, {"x": x}, kmap, draws=8)
+    found = estimate(model, {"x": x}, kmap, draws=64)
     assert list(found.corrections) == ["shared", "head"]
     before, after = shifts(model, x, kmap, 32), shifts(model, x, kmap.compensated(found.corrections), 32)
     assert rms(after) < 0.35 * rms(before)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from networks import KINDS, hardware, initialised, normal
+from networks import KINDS, hardware, in_order, initialised, normal
 from torch import nn
 from torch.ao import quantization
 from torch.nn import functional as F
@@ -509,7 +509,7 @@ def test_transformer_encoder(mask):
 def test_half_precision_weights(dtype):
     from networks import Perceptron
 
-    model, x = initialised(Perceptron(), seed=1), normal(2, 16, 6)
+    model, x = initialised(Perceptron(), seed=1), normal(2, 400, 6)  # labels are drawn anew: rounded, x is other data
     half = copy.deepcopy(model).to(dtype)
     measured, reference = profile(half, x.to(dtype), hardware(), margins=2), profile(model, x, hardware(), margins=2)
     for kind in KINDS:
@@ -575,14 +575,21 @@ class Rare(nn.Module):
         return self.rare(y.relu()) if bool((x > 50.0).any()) else y
 
 
+def with_one_large_value(x):
+    for row in range(len(x)):
+        changed = x.clone()
+        changed[row, 0] = 100.0
+        yield changed
+
+
 def test_layers_that_run_only_on_later_batches_say_what_to_do():
-    model, x = initialised(Rare(), seed=1), normal(2, 12, 3)
-    ordinary, x[9, 0] = x.clone(), 100.0
-    assert sites(model, x[:4]).never_called == ("rare",)
-    with pytest.raises(ModelError, match=r"Site 'rare' runs on later examples.*among the first.*--batch-size"):
+    model, ordinary = initialised(Rare(), seed=1), normal(2, 12, 3)
+    x = next(x for x in with_one_large_value(ordinary) if in_order(x)[9, 0] == 100.0)
+    assert sites(model, ordinary).never_called == ("rare",)
+    with pytest.raises(ModelError, match=r"Site 'rare' runs on later examples.*larger batches \(--batch-size\)"):
         profile(model, x, hardware(), batch_size=4)
     plan = allocate(profile(model, ordinary, hardware(), batch_size=4), "8x")
-    with pytest.raises(KMapError, match=r"Site 'rare' runs on this data.*profile anew"):
+    with pytest.raises(KMapError, match=r"Site 'rare' runs on this data.*Profile anew in larger batches"):
         validate(model, x, plan, batch_size=4, seeds=1)
     assert len(profile(model, x, hardware(), batch_size=12).sites) == 2  # not among the first three examples
 

@@ -1,4 +1,4 @@
-"""Data of every kind and of any nesting: the same examples in the same order, in batches of any size."""
+"""Data of every kind and of any nesting: the same examples in canonical order, in batches of any size."""
 
 import sys
 
@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from networks import KINDS, Perceptron, hardware, initialised, normal
+from networks import KINDS, SHOT, Perceptron, hardware, initialised, normal
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import BatchEncoding
 
-from precalloc import profile, sites
+from precalloc import allocate, profile, sites, validate
 from precalloc.errors import DataError, DependencyError
-from precalloc.network.data import ArrayData, StreamedData, as_data, data_hash
+from precalloc.network.batches import read_batch
+from precalloc.network.data import ArrayData, StreamedData, as_data, data_hash, labels_of
 from precalloc.network.data_files import load_data
 from precalloc.network.images import ImageOptions, image_folder, read_image
 
@@ -24,9 +25,7 @@ SAME = {
     "arrays": {"x": X, "labels": Y},
     "pair": (X.numpy(), Y.numpy()),
     "loader": LOADER,
-    "shuffling loader": DataLoader(
-        list(zip(X, Y, strict=True)), batch_size=4, sampler=torch.utils.data.SubsetRandomSampler(range(11))
-    ),
+    "shuffling loader": DataLoader(list(zip(X, Y, strict=True)), batch_size=4, shuffle=True),
     "list of batches": [(X[:7], Y[:7]), (X[7:8], Y[7:8]), (X[8:], Y[8:])],
     "generator": ({"x": X[i : i + 2], "y": Y[i : i + 2]} for i in range(0, 11, 2)),
 }
@@ -40,18 +39,30 @@ def joined(data, size):
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_examples_come_in_the_same_order_whatever_the_batch_size(name):
-    data = as_data(SAME[name])
+def test_examples_come_in_the_same_order_in_whatever_form(name):
+    data, order = as_data(SAME[name]), as_data((X, Y)).order
     assert (data.examples, data.labelled) == (11, True)
-    first = joined(data, 4)
-    for size in (1, 3, 5, 11, 20):
-        assert all(torch.equal(one, other) for one, other in zip(joined(data, size), first, strict=True))
-    order = torch.cdist(first[0], X).argmin(1)
-    assert sorted(order.tolist()) == list(range(11))
-    assert torch.equal(first[1], Y[order])
-    if name != "shuffling loader":
-        assert torch.equal(first[0], X)
-        assert data_hash(data) == data_hash(ArrayData({"x": X}, Y))
+    for size in (1, 3, 4, 5, 11, 20):
+        x, y = joined(data, size)
+        assert torch.equal(x, X[order])
+        assert torch.equal(y, Y[order])
+    assert data_hash(data) == data_hash(ArrayData({"x": X}, Y))
+
+
+def test_order_is_of_values_and_not_of_labels_or_names():
+    order = as_data((X, Y)).order
+    assert sorted(order) == list(range(11))
+    assert list(order) != list(range(11))
+    for same in (X, {"input": X}, (X, Y.to(torch.uint8)), {"a": X[:, :2], "b": X[:, 2:], "y": Y.flip(0)}):
+        assert as_data(same).order.tolist() == order.tolist()
+    assert data_hash(as_data((X, Y.to(torch.uint8)))) == data_hash(as_data((X, Y)))
+    assert len({data_hash(as_data(each)) for each in (X, {"input": X}, (X, Y), (X, Y.flip(0)), (X[1:], Y[1:]))}) == 5
+
+
+def test_equal_inputs_are_ordered_by_their_labels():
+    same = torch.ones(11, 6)
+    labels = [joined(as_data((same, y)), 11)[1].tolist() for y in (Y, Y.flip(0))]
+    assert labels[0] == labels[1]
 
 
 class Counting:
@@ -68,7 +79,23 @@ class Counting:
         return X[index], Y[index]
 
 
-def test_loaders_are_read_anew_and_not_kept():
+def test_small_loaders_are_read_once():
+    source = Counting()
+    data = as_data(DataLoader(source, batch_size=3))
+    for _ in range(2):
+        joined(data, 4)
+        data_hash(data)
+    assert source.reads == 11
+
+
+@pytest.fixture
+def no_room(monkeypatch):
+    """Nothing is small enough to be kept."""
+    monkeypatch.setattr("precalloc.network.data.KEPT_BYTES", 0)
+
+
+@pytest.mark.usefixtures("no_room")
+def test_large_loaders_are_read_anew_as_they_come():
     source = Counting()
     data = as_data(DataLoader(source, batch_size=3))
     assert isinstance(data, StreamedData)
@@ -79,15 +106,63 @@ def test_loaders_are_read_anew_and_not_kept():
     read = source.reads
     assert data_hash(data) == fingerprint
     assert source.reads == read
+    x, y = joined(data, 4)
+    assert torch.equal(x, X)
+    assert torch.equal(y, Y)
+    assert fingerprint != data_hash(as_data((X, Y)))  # what follows depends on the order
+    assert fingerprint == data_hash(as_data(DataLoader(TensorDataset(X, Y), batch_size=5)))
 
 
-def test_data_that_change_between_passes_are_refused():
-    def noisy(rows):
-        return torch.stack([x + torch.rand(()) for x, _ in rows]), torch.stack([y for _, y in rows])
+@pytest.mark.usefixtures("no_room")
+def test_large_loaders_that_shuffle_are_kept_in_canonical_order():
+    data = as_data(DataLoader(TensorDataset(X, Y), batch_size=3, shuffle=True))
+    assert data_hash(data) == data_hash(as_data((X, Y)))
 
-    data = as_data(DataLoader(TensorDataset(X, Y), batch_size=4, collate_fn=noisy))
+
+def noisy(rows):
+    return torch.stack([x + torch.rand(()) for x, _ in rows]), torch.stack([y for _, y in rows])
+
+
+def test_data_that_change_between_passes_are_kept_or_refused(monkeypatch):
+    loader = DataLoader(TensorDataset(X, Y), batch_size=4, collate_fn=noisy)
+    assert profile(initialised(Perceptron()), loader, hardware()).provenance.examples == 11
+    monkeypatch.setattr("precalloc.network.data.KEPT_BYTES", 0)
     with pytest.raises(DataError, match=r"The data loader gives other examples on every pass.*augmentation"):
-        profile(initialised(Perceptron()), data, hardware())
+        profile(initialised(Perceptron()), loader, hardware())
+    shrinking = iter([[(X, Y)], [(X[:4], Y[:4])]])
+    stream = StreamedData(lambda: map(read_batch, next(shrinking)), 11, True)
+    data_hash(stream)
+    with pytest.raises(DataError, match=r"data gives other examples on every pass"):
+        list(stream.batches(4))
+
+
+class Tagger(nn.Module):
+    """Classes of every token, of examples of any length."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.layer = nn.Embedding(9, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.layer(torch.tanh(self.embed(x)))
+
+
+def test_batches_of_unlike_lengths_are_taken_as_they_come():
+    batches = [(torch.arange(4 * n).view(4, n) % 9, torch.arange(4 * n).view(4, n) % 3) for n in (6, 5, 6)]
+    rows = [(x, y) for xs, ys in batches for x, y in zip(xs, ys, strict=True)]
+    for data in (batches, DataLoader(batches, batch_size=None), DataLoader(rows, batch_size=4)):
+        taken = as_data(data)
+        assert isinstance(taken, StreamedData)
+        assert [tuple(batch.inputs["x"].shape) for batch in taken.batches(4)] == [(4, 6), (4, 5), (4, 6)]
+        measured = profile(initialised(Tagger()), taken, hardware((SHOT,)), batch_size=4)
+        assert measured.provenance.data_hash == data_hash(as_data(batches))
+        plan = allocate(measured, "1000x")
+        assert validate(initialised(Tagger()), taken, plan, batch_size=4, seeds=1).examples == 12
+    with pytest.raises(DataError, match=r"do not join to one array each.*Pad them to one shape"):
+        list(taken.batches(5))
+    longer = [*batches, (torch.zeros(4, 60, dtype=torch.int64), torch.zeros(4, 60, dtype=torch.int64))]
+    with pytest.raises(DataError, match=r"larger than those of the first batch.*Pad"):
+        profile(initialised(Tagger()), longer, hardware((SHOT,)), batch_size=4, range_percentile=90.0)
 
 
 class Nested(nn.Module):
@@ -103,15 +178,12 @@ class Nested(nn.Module):
 
 
 def test_nested_inputs_are_those_of_the_flat_network():
-    ones = torch.ones(11)
-    nested = {
-        "features": {"a": {"left": X[:, :2]}, "b": X[:, 2:3]},
-        "pair": (X[:, 3:4], X[:, 4:]),
-        "scale": ones,
-        "y": Y,
-    }
+    nested = {"features": {"a": {"left": X[:, :2]}, "b": X[:, 2:3]}, "pair": (X[:, 3:4], X[:, 4:]), "y": Y}
+    assert as_data(nested).order.tolist() == as_data(X).order.tolist()
     flat = profile(Nested().body, (X, Y), hardware(), batch_size=4)
     found = profile(Nested(), nested, hardware(), batch_size=4)
+    scaled = nested | {"scale": torch.ones(11)}
+    assert [site.macs for site in sites(Nested(), scaled).sites] == [site.macs for site in found.sites]
     positional = profile(Nested(), [((nested["features"], nested["pair"]), Y)], hardware(), batch_size=4)
     for other in (found, positional):
         assert [site.name for site in other.sites] == ["body.first", "body.second"]
@@ -166,11 +238,13 @@ def test_image_folders_give_a_class_a_subfolder(photos):
     data = load_data(f"{photos}?size=16&resize=20&mean=0.5&std=0.5,0.25,0.1")
     assert (data.examples, data.labelled) == (6, True)
     pixels, labels = joined(data, 4)
-    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert labels.tolist() == [int(place >= 3) for place in data.order]
     assert pixels.shape == (6, 3, 16, 16)
     expected = (torch.tensor([1.0, 0.0, 0.2]) - 0.5) / torch.tensor([0.5, 0.25, 0.1])
-    torch.testing.assert_close(pixels[0], expected[:, None, None].expand(3, 16, 16))
+    first = pixels[data.order == 0][0]
+    torch.testing.assert_close(first, expected[:, None, None].expand(3, 16, 16))
     assert data_hash(data) == data_hash(load_data(f"{photos}?size=16&resize=20&mean=0.5&std=0.5,0.25,0.1"))
+    assert data_hash(data) == data_hash(as_data((pixels.flip(0), labels.flip(0))))
 
 
 def test_images_are_scaled_and_cropped_at_the_centre(tmp_path):
@@ -218,8 +292,10 @@ def test_saved_data_sets_are_read_from_disk(tmp_path):
     rows.save_to_disk(tmp_path / "rows")
     data = load_data(str(tmp_path / "rows"))
     pixels, labels = joined(data, 4)
-    torch.testing.assert_close(pixels.float(), X)
-    assert torch.equal(labels, Y)
+    assert torch.equal(pixels, X[data.order])
+    assert torch.equal(labels, Y[data.order])
+    assert data_hash(data) == data_hash(as_data((X, Y)))
+    assert torch.cat(list(labels_of(data))).tolist() == Y.tolist()
     DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "splits")
     with pytest.raises(DataError, match=r"several splits\. Name one of them: .*splits/test, .*splits/train"):
         load_data(str(tmp_path / "splits"))

@@ -61,9 +61,10 @@ def test_resnet20_shot_noise():
 
 @pytest.mark.slow
 def test_resnet20_thermal_noise():
-    allocated, uniform = simulate("cifar10-resnet20", "crossbar-thermal", "2x", seeds=2, examples=2500)
+    """Two draws of noise tell little of their spread; four of fewer examples, in pairs, do."""
+    allocated, uniform = simulate("cifar10-resnet20", "crossbar-thermal", "2x", seeds=4, examples=1500)
     assert uniform.drop > 0.045
-    assert uniform.drop_low > allocated.drop_high
+    assert least_gain(allocated, uniform) > 0.0
 
 
 @pytest.mark.slow

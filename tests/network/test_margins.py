@@ -16,6 +16,7 @@ from networks import (
     SharedLayer,
     TimeFirst,
     hardware,
+    in_order,
     initialised,
     normal,
 )
@@ -48,7 +49,7 @@ NETWORKS = {
 
 def network(name):
     model, shape = NETWORKS[name]
-    return initialised(copy.deepcopy(model), seed=1), normal(2, EXAMPLES, *shape)
+    return initialised(copy.deepcopy(model), seed=1), in_order(normal(2, EXAMPLES, *shape))
 
 
 def table_of(model, x, kind, seed=0, **options):

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from precalloc import profile, sites, validate
 from precalloc.errors import DataError, ModelError
 from precalloc.kmaps import KMap, SiteRanges
+from precalloc.network.batches import Batch
 from precalloc.network.criteria import Classification, CustomLoss, Regression, TokenClassification
-from precalloc.network.data import Batch
 from precalloc.network.draws import ExampleDraws
 from precalloc.network.tasks import Task, resolve_task
 from precalloc.objective import Granularity

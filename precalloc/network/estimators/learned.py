@@ -63,7 +63,7 @@ class Learned:
     method
         "penalty", the paper's, or "primal-dual".
     steps, batch_size, learning_rate
-        Of Adam; batches are gone through in the order of the data.
+        Of Adam; batches are gone through in turn.
     penalty
         p, in units of the loss per e-fold of excess energy. It must exceed what such an e-fold would win.
     """

@@ -1,0 +1,130 @@
+"""Results are the same, to the last bit, for the same examples in any order and any form."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from networks import ConvNet, hardware, initialised, normal
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+
+from precalloc import allocate, calibrate, compensate, profile, refine, safeguard, sites, validate
+from precalloc.network import images
+from precalloc.network.data import as_data
+from precalloc.network.data_files import load_data
+from precalloc.network.overlap import unseen
+
+CHIP = hardware(digital_biases=True)
+X, Y = normal(2, 70, 2, 6, 6), (torch.arange(70) * 4) // 70  # sorted by class
+ORDER = torch.randperm(70, generator=torch.Generator().manual_seed(1))
+FORMS = {
+    "other order": (X[ORDER], Y[ORDER]),
+    "arrays by name": {"labels": Y.flip(0).int().numpy(), "x": X.flip(0).numpy()},
+    "loader": DataLoader(TensorDataset(X, Y), batch_size=9),
+    "shuffling loader": DataLoader(TensorDataset(X, Y), batch_size=16, shuffle=True),
+    "list of batches": [(X[50:], Y[50:]), (X[:1], Y[:1]), (X[1:50], Y[1:50])],
+}
+
+
+def saved(found, path):
+    """All that a profile holds."""
+    found.save(path)
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def same(one, two):
+    """Whether two profiles are equal; a standard error of one block of weight noise is NaN."""
+    return one.keys() == two.keys() and all(
+        np.array_equal(one[k], two[k], equal_nan=one[k].dtype != np.uint8) for k in one
+    )
+
+
+def planned(model, data, path):
+    """Everything that is measured, chosen and simulated, on parts of the data too."""
+    measured = calibrate(model, data, profile(model, data, CHIP, margins=2), points=1, draws=2, examples=24)
+    plan = allocate(measured, "4x", granularity="channel")
+    corrected = compensate(model, data, plan, examples=24)
+    refined = refine(model, data, measured, plan, steps=4)
+    kept = safeguard(model, data, measured, corrected, draws=2, examples=20)
+    kmaps = [each.kmap().digest for each in (plan, corrected, refined, kept)]
+    return saved(measured, path), kmaps, refined.refinement, kept.notes, validate(model, data, corrected, seeds=2)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    return planned(initialised(ConvNet(), seed=1), (X, Y), tmp_path_factory.mktemp("order") / "profile.npz")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_depends_on_order_or_form(form, expected, tmp_path):
+    data = as_data(FORMS[form])  # a shuffling loader gives the order of one pass
+    tables, *others = planned(initialised(ConvNet(), seed=1), data, tmp_path / "profile.npz")
+    assert others == list(expected[1:])
+    assert same(tables, expected[0])
+
+
+def test_profiles_without_labels_and_in_blocks_of_several_batches(tmp_path):
+    one, two = (
+        saved(profile(initialised(ConvNet(), seed=1), x, CHIP, batch_size=7), tmp_path / "one.npz")
+        for x in (X, X[ORDER])
+    )
+    assert same(one, two)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """The same images of four classes in two folders, under other names."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        for folder, name in ((tmp_path / "one", index), (tmp_path / "two", 97 * index % 101)):
+            (folder / f"class{index // 6}").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"class{index // 6}" / f"{name:03}.png")
+    return tmp_path
+
+
+class Colours(ConvNet):
+    """Takes the first two colours."""
+
+    def forward(self, x):
+        return super().forward(x[:, :2])
+
+
+def test_image_folders_and_data_sets_are_as_their_shuffled_arrays(photos, tmp_path, monkeypatch):
+    counted = []
+    decode = images.read_image
+    monkeypatch.setattr(images, "read_image", lambda path, options: counted.append(path) or decode(path, options))
+    one, two = (load_data(f"{photos / name}?size=8&resize=8") for name in ("one", "two"))
+    model = initialised(Colours(), seed=1)
+    assert len(sites(model, one, batch_size=3).sites) == 4
+    assert len(counted) == 3  # no pass over all of them
+    found = saved(profile(model, one, CHIP, batch_size=8), tmp_path / "one.npz")
+    assert len(counted) == 3 + 24 + 8 + 24  # one pass to put them in order, the first batch, and the measurement
+    assert len(set(next(one.batches(12)).labels.tolist())) > 1
+    x, y = (torch.cat(parts) for parts in zip(*((b.inputs["x"], b.labels) for b in two.batches(9)), strict=True))
+    shuffled = torch.randperm(24, generator=torch.Generator().manual_seed(2))
+    Dataset.from_dict({"x": x.flip(0).numpy(), "label": y.flip(0).numpy()}).save_to_disk(tmp_path / "rows")
+    for data in (two, (x[shuffled], y[shuffled]), load_data(str(tmp_path / "rows"))):
+        assert same(saved(profile(model, data, CHIP, batch_size=8), tmp_path / "other.npz"), found)
+
+
+def test_an_interrupted_run_goes_on_with_the_examples_in_another_order(tmp_path):
+    model = initialised(ConvNet(), seed=1)
+
+    def stop(done, *_):
+        if done >= 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile(model, (X, Y), CHIP, progress=stop, checkpoint=tmp_path / "kept")
+    resumed = profile(model, (X[ORDER], Y[ORDER]), CHIP, checkpoint=tmp_path / "kept")
+    whole = saved(profile(model, (X, Y), CHIP), tmp_path / "whole.npz")
+    assert same(saved(resumed, tmp_path / "resumed.npz"), whole)
+
+
+def test_what_is_left_of_an_overlap_is_the_same():
+    model, plan = initialised(ConvNet(), seed=1), allocate(profile(initialised(ConvNet(), seed=1), X, CHIP), "4x")
+    known = as_data(X[20:40])
+    one, two = (validate(model, unseen(as_data(data), known), plan, seeds=1) for data in ((X, Y), (X[ORDER], Y[ORDER])))
+    assert one == two
+    assert one.examples == 50
