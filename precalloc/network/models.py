@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from precalloc.errors import ModelError, PrecallocError
+from precalloc.network.replay import is_exported, replayed
 from precalloc.network.state import set_evaluation
 
 
@@ -122,15 +123,30 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 _PACKED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
 
 
-def check_model(model: nn.Module) -> None:
-    """Refuse what cannot be intercepted or measured.
+def as_model(model: nn.Module) -> nn.Module:
+    """Bring what a user passes into the form that is run, and refuse what cannot be intercepted or measured.
+
+    Returns
+    -------
+    nn.Module
+        The model itself; of `ExportedProgram.module()` what its ``.pt2`` file would give.
 
     Raises
     ------
     ModelError
         If the model is compiled, scripted or quantised, or a weight is NaN or infinite.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"{type(model).__name__} is no model that can be run. Pass an nn.Module; of an exported program, module()."
+        )
+    model = replayed(model)
     for name, module in model.named_modules():
+        if is_exported(module):
+            raise ModelError(
+                f"Module '{name}' is an exported program within another module, which hides its structure. "
+                "Pass the program's module() by itself, or put the module that it was exported from there."
+            )
         if isinstance(module, torch.jit.ScriptModule):
             raise ModelError(
                 f"Module '{name}' is scripted, which hides its products. Pass the module it was scripted from."
@@ -147,12 +163,13 @@ def check_model(model: nn.Module) -> None:
         bad = int((~parameter.isfinite()).sum())
         if bad:
             raise ModelError(f"Weight '{name}' has {bad} NaN or infinite values. Load sound weights.")
+    return model
 
 
 def model_hash(model: nn.Module) -> str:
     """Fingerprint of all parameters and buffers."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(replayed(model).state_dict().items()):
         if isinstance(tensor, Tensor):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

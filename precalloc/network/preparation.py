@@ -16,7 +16,7 @@ from precalloc.network.criteria import LossFn, MetricFn
 from precalloc.network.data import Data
 from precalloc.network.folding import fold_batch_norm
 from precalloc.network.forward import ForwardFn
-from precalloc.network.models import check_model
+from precalloc.network.models import as_model
 from precalloc.network.sites import SiteCounts, survey
 from precalloc.network.state import untouched
 from precalloc.network.tasks import Task, resolve_task
@@ -50,7 +50,7 @@ def prepared(
     ModelError, DataError
         If the model cannot be run on the data, or its task cannot be told.
     """
-    check_model(model)
+    model = as_model(model)
     with untouched(model), torch.no_grad():
         first = next(data.batches(batch_size))
         task = choices.resolve(model, first)

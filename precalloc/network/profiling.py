@@ -21,7 +21,7 @@ from precalloc.network.estimators import Estimator, resolve_estimator
 from precalloc.network.folding import fold_batch_norm
 from precalloc.network.forward import Forward, ForwardFn
 from precalloc.network.measurement import Measurement, Options
-from precalloc.network.models import check_model, model_hash
+from precalloc.network.models import as_model, model_hash
 from precalloc.network.observation import Layout, find_layouts
 from precalloc.network.sites import require_coverage, require_deterministic, require_finite, survey
 from precalloc.network.state import untouched
@@ -103,7 +103,7 @@ def profile(
         If the model or the data does not serve; see there.
     """
     source = as_data(data)
-    check_model(model)
+    model = as_model(model)
     resolve_estimator(estimator)
     with untouched(model):
         first = next(source.batches(batch_size))

@@ -31,7 +31,7 @@ from precalloc.network.data import Data, as_data, data_hash
 from precalloc.network.descent import LogDescent, Schedule
 from precalloc.network.folding import fold_batch_norm
 from precalloc.network.forward import ForwardFn, model_device
-from precalloc.network.models import check_model, model_hash
+from precalloc.network.models import as_model, model_hash
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operating_point import Judged, References, batch_sensitivity, noisy_values
 from precalloc.network.splitting import hold_out
@@ -111,7 +111,7 @@ def refine(
     source = as_data(data)
     _require_same(model, source, profile, allocation)
     profile = profile.select(allocation.choices.analog(profile.sites))
-    check_model(model)
+    model = as_model(model)
     with untouched(model):
         first = next(source.batches(batch_size))
         judged = resolve_task(task, model, first, forward_fn, loss_fn, metric_fn, output)

@@ -42,7 +42,7 @@ class Replay(nn.Module):
         self._out_spec: TreeSpec = exported._out_spec
         self.signature = inspect.signature(program.forward)
         _adopt(program, self)
-        self._graph = program.graph
+        self._graph = _copied(program.graph)
         fold_batch_norms(self, self._graph)
         self._last_use = _last_uses(self._graph)
         self._calls = self._call_paths()
@@ -87,6 +87,24 @@ class Replay(nn.Module):
                 env[node] = node.target(*args, **kwargs)
                 for used in self._last_use.get(node, ()):
                     del env[used]
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    """Copy the nodes: folding leaves the program as it is."""
+    copied = fx.Graph()
+    copied.output(copied.graph_copy(graph, {}))
+    return copied
+
+
+def is_exported(model: nn.Module) -> bool:
+    """Whether this is what `ExportedProgram.module()` gives."""
+    specs = (getattr(model, name, None) for name in ("_in_spec", "_out_spec"))
+    return isinstance(model, fx.GraphModule) and all(isinstance(spec, TreeSpec) for spec in specs)
+
+
+def replayed(model: nn.Module) -> nn.Module:
+    """Give an exported program's module as a `Replay`, which shares its parameters, and any other model as it is."""
+    return Replay(model) if isinstance(model, fx.GraphModule) and is_exported(model) else model
 
 
 def _adopt(module: nn.Module, into: nn.Module) -> None:

@@ -16,7 +16,7 @@ from precalloc.network.flops import FlopCount
 from precalloc.network.folding import fold_batch_norm
 from precalloc.network.forward import Forward, ForwardFn
 from precalloc.network.interception import intercept
-from precalloc.network.models import check_model
+from precalloc.network.models import as_model
 from precalloc.network.naming import PRODUCT_MODULES
 from precalloc.network.operators import Product
 from precalloc.network.state import untouched
@@ -129,7 +129,7 @@ def discover(
         If the model cannot be intercepted, or does not take the data.
     """
     batch, forward = sample(as_data(data), batch_size), Forward(forward_fn)
-    check_model(model)
+    model = as_model(model)
     with untouched(model), torch.no_grad():
         ready, folded = fold_batch_norm(model, lambda m: forward.run(m, batch))
         found = survey(ready, batch, forward)

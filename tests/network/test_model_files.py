@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 
 from precalloc import allocate, profile, validate
 from precalloc.errors import DependencyError, ModelError
-from precalloc.network.models import load_model
+from precalloc.network.models import load_model, model_hash
 
 CHIP = hardware()
 IDS = torch.randint(1, 40, (8, 6), generator=torch.Generator().manual_seed(0))
@@ -279,3 +279,32 @@ def test_outputs_of_the_body_alone_must_be_chosen():
         profile(bert().bert, TOKENS, CHIP)
     found = profile(bert().bert, TOKENS, CHIP, output="pooler_output")
     assert found.provenance.task == "classification"
+
+
+@pytest.mark.parametrize("name", ["batch norms", "convolutions"])
+def test_modules_of_exported_programs_are_as_their_files(name, tmp_path):
+    make, shape = SOURCES[name]
+    model, x = initialised_normed(make()), normal(2, 8, *shape)
+    module = torch.export.export(model, (x[:4],), dynamic_shapes=({0: torch.export.Dim.AUTO},)).module()
+    before = str(module.graph), {key: value.clone() for key, value in module.state_dict().items()}, module(x)
+    export(model, {"x": x[:4]}, tmp_path / "net.pt2")
+    file = load_model(str(tmp_path / "net.pt2"))
+    assert_same_plans(model, module, x)
+    assert model_hash(module) == model_hash(file)
+    one, two = (profile(m, x, CHIP, batch_size=3) for m in (module, file))
+    plan = allocate(one, "7x", hardware=CHIP)
+    assert plan.kmap().digest == allocate(two, "7x", hardware=CHIP).kmap().digest
+    assert validate(module, x, plan, seeds=1) == validate(file, x, plan, seeds=1)
+    assert str(module.graph) == before[0]
+    assert all(torch.equal(module.state_dict()[key], value) for key, value in before[1].items())
+    assert torch.equal(module(x), before[2])
+
+
+def test_exported_programs_that_cannot_be_replayed_say_what_to_do():
+    program = torch.export.export(initialised(ConvNet(), seed=1), (normal(1, 4, 2, 6, 6),))
+    with pytest.raises(
+        ModelError, match=r"ExportedProgram is no model that can be run.*of an exported program, module\(\)"
+    ):
+        profile(program, normal(2, 4, 2, 6, 6), CHIP)
+    with pytest.raises(ModelError, match=r"Module '0' is an exported program within another module"):
+        profile(nn.Sequential(program.module()), normal(2, 4, 2, 6, 6), CHIP)
