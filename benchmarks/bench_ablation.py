@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -38,7 +39,8 @@ def relabelled(model, data: ArrayData, labels: str) -> ArrayData:
     with torch.no_grad():
         logits = torch.cat([Task().output(model, batch) for batch in data.batches(100)])
     generator = torch.Generator().manual_seed(0)
-    return ArrayData(data.inputs, torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0])
+    drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    return ArrayData(data.inputs, drawn[np.argsort(data.order)])
 
 
 def drop(model, evaluation: Data, plan, seeds: int) -> str:

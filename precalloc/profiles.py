@@ -74,7 +74,7 @@ class Site:
 class MarginTable:
     """First-order reach of every channel's noise into the class margins.
 
-    Examples are in canonical order: row n is number ``precalloc.network.data.as_data(arrays).order[n]`` of the arrays.
+    Examples are in canonical order: row n is number ``precalloc.network.data.canonical_order(data)[n]`` of the data.
 
     Parameters
     ----------

@@ -250,6 +250,23 @@ def _from_batches(parts: list[Batch]) -> Data:
     return StreamedData(lambda: parts, sum(part.size for part in parts), labelled.pop())
 
 
+def canonical_order(data: object) -> Places:
+    """Say where the examples are that the rows of tables by example belong to, such as those of `MarginTable`.
+
+    Parameters
+    ----------
+    data
+        As for `as_data`; what that returns for an iterable, which can be gone through but once.
+
+    Returns
+    -------
+    array (examples,)
+        Place in the data of every example in the order in which they are taken.
+    """
+    source = as_data(data)
+    return source.order if isinstance(source, CanonicalData) else np.arange(source.examples)
+
+
 def contents_of(data: Data) -> Contents:
     """Digests of the examples in the order in which they are taken; read only where the data does not know them."""
     if isinstance(data, Recognised):

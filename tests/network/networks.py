@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from precalloc.hardware import AVERAGED_BY, Hardware, NoiseKind, NoiseTerm, Redundancy, Repetition
-from precalloc.network.data import as_data
+from precalloc.network.data import canonical_order
 
 THERMAL, WEIGHT, SHOT = NoiseKind.THERMAL, NoiseKind.WEIGHT, NoiseKind.SHOT
 KINDS = (THERMAL, WEIGHT, SHOT)
@@ -27,7 +27,7 @@ def normal(seed, *shape):
 
 def in_order(x):
     """Sort examples as precalloc takes them, so that tables by example can be compared row by row."""
-    return x[as_data(x).order]
+    return x[canonical_order(x)]
 
 
 def initialised(model, seed=0, scale=1.0):

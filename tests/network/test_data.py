@@ -15,7 +15,7 @@ from transformers import BatchEncoding
 from precalloc import allocate, profile, sites, validate
 from precalloc.errors import DataError, DependencyError
 from precalloc.network.batches import read_batch
-from precalloc.network.data import ArrayData, StreamedData, as_data, data_hash, labels_of
+from precalloc.network.data import ArrayData, StreamedData, as_data, canonical_order, data_hash, labels_of
 from precalloc.network.data_files import load_data
 from precalloc.network.images import ImageOptions, image_folder, read_image
 
@@ -110,6 +110,7 @@ def test_large_loaders_are_read_anew_as_they_come():
     assert torch.equal(x, X)
     assert torch.equal(y, Y)
     assert fingerprint != data_hash(as_data((X, Y)))  # what follows depends on the order
+    assert canonical_order(data).tolist() == list(range(11))
     assert fingerprint == data_hash(as_data(DataLoader(TensorDataset(X, Y), batch_size=5)))
 
 
