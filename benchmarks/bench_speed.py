@@ -1,7 +1,8 @@
 """Processor time of profiling and of noisy passes, as ratios to clean forward passes over the same examples.
 
 - a profile of all sites, channels and noise kinds without prediction tables, in clean passes (at most 4 wanted);
-- what prediction tables add to it, in backward passes of all gradients (at most classes followed + 2 wanted);
+- what prediction tables add to it, in backward passes of all gradients (at most the classes followed + 2 wanted: three
+  margins follow four classes);
 - a noisy pass in clean passes, for thermal (at most 2.5 wanted), shot (at most 3) and weight noise.
 
 Everything runs in one process on one thread, in turn, so that a ratio compares neighbours in time; the medians of the
@@ -108,7 +109,7 @@ def make_table(taken: dict[str, Seconds], examples: int) -> Table:
     for name, seconds in taken.items():
         add(name, seconds, "clean passes", taken[CLEAN], WANTED.get(name, ""))
     extra, backward = taken[TABLES] - taken[PROFILE], taken[BACKWARD] - taken[CLEAN]
-    add(f"tables of {MARGINS} margins", extra, "backward passes", backward, f"<= {MARGINS + 2}")
+    add(f"tables of {MARGINS} margins", extra, "backward passes", backward, f"<= {MARGINS + 1 + 2}")
     return table
 
 
