@@ -47,6 +47,7 @@ from precalloc.progress import Progress, silent
 
 # Passes of random numbers that no simulation of the same seed sees again: corrections must not know its devices.
 _ESTIMATION, _CHECK = 101, 102
+_BATCH = 32
 
 Plan = TypeVar("Plan", KMap, Allocation)
 
@@ -75,12 +76,20 @@ class Compensation:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: noise draws an example, their seed, examples, and how many at a time."""
+    """How much is measured: noise draws an example, their seed, examples, and how many at a time.
+
+    Averages move on from batch to batch, and so do devices: beyond ``_BATCH`` examples, more at a time change nothing.
+    """
 
     draws: int
     seed: int
     examples: int
     batch_size: int
+
+    @property
+    def step(self) -> int:
+        """Examples of a batch."""
+        return min(self.batch_size, _BATCH)
 
 
 def compensate(
@@ -239,7 +248,7 @@ class _Sweep:
         forward, total = self._task.forward, self._effort.draws * self._data.examples
         for pair in range(int(self._settled["done"]), self._effort.draws // 2):
             done = 2 * pair * self._data.examples
-            for index, batch in enumerate(self._data.batches(self._effort.batch_size)):
+            for index, batch in enumerate(self._data.batches(self._effort.step)):
                 self._shifts.expect(self._model, batch, forward)
                 # Another device for every batch: weight noise is averaged over as many as there is time for.
                 opposites = self._pair(self._kmap, _ESTIMATION, pair, index)
@@ -257,7 +266,7 @@ class _Sweep:
     def losses(self, kmaps: Sequence[KMap]) -> FloatArray:
         """Mean loss under one draw of each K map's noise, the same draw for all."""
         totals, weight = np.zeros(len(kmaps)), 0.0
-        for index, batch in enumerate(self._data.batches(self._effort.batch_size)):
+        for index, batch in enumerate(self._data.batches(self._effort.step)):
             output = self._task.output(self._model, batch)
             reference = self._task.reference(output, batch)
             shares = self._task.weight(output, reference)

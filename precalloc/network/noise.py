@@ -15,8 +15,8 @@ it depends on, and into strengths given as tensors, so that one code serves simu
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,11 +24,12 @@ from torch import Tensor
 from precalloc.errors import KMapError
 from precalloc.hardware import Hardware, NoiseKind
 from precalloc.kmaps import KMap, SiteRanges
+from precalloc.network.batches import Batch
 from precalloc.network.operators import Product, wide_dtype, widened
 from precalloc.network.state import seeded_generator
 from precalloc.profiles import FloatArray
 
-_ACTIVATION_STREAM, _WEIGHT_STREAM = 0, 1
+_ACTIVATION_STREAM, _WEIGHT_STREAM, _EXAMPLE_STREAM = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class NoiseInjector:
     def __init__(
         self, sites: Mapping[str, SiteNoise | None], seed: int, device: torch.device, sign: float = 1.0
     ) -> None:
-        self._sites, self._sign = sites, sign
-        self._activations = seeded_generator(device, seed, _ACTIVATION_STREAM)
+        self._sites, self._sign, self._seed, self._device = sites, sign, seed, device
+        self._activations = Normals(seeded_generator(device, seed, _ACTIVATION_STREAM))
         self._weights = seeded_generator(device, seed, _WEIGHT_STREAM)
         self._programmed: dict[tuple[str, Hashable], Tensor] = {}
 
@@ -96,6 +97,17 @@ class NoiseInjector:
             bias = kmap.bias_corrections.get(name)
             sites[name] = SiteNoise.of(kmap.hardware, repetitions, kmap.ranges[name], bias)
         return cls(sites, seed, device, sign)
+
+    def at(self, batch: Batch) -> NoiseInjector:
+        """Draw for the examples of a batch, which comes next, from streams of their own: in any batch the same noise.
+
+        That holds where examples are the outer index of a product's values in memory, as they are nearly everywhere;
+        and without this call, or elsewhere, the noise goes with the batch.
+        """
+        places = range(batch.start, batch.start + batch.size)
+        each = [seeded_generator(self._device, self._seed, _EXAMPLE_STREAM, place) for place in places]
+        self._activations = replace(self._activations, examples=each)
+        return self
 
     def __call__(self, site: str, product: Product) -> Tensor:
         """Compute one product with noise."""
@@ -186,13 +198,30 @@ def _shot_variance(product: Product, strength: FloatArray | Tensor, y: Tensor) -
     return field, product.per_channel(scale * widened(product.rows(product.w.detach())).square().mean(1), y)
 
 
-def add_normal(t: Tensor, deviation: list[Tensor], generator: torch.Generator, sign: float = 1.0) -> Tensor:
+@dataclass(frozen=True)
+class Normals:
+    """Source of standard normal numbers: one stream for all, or one for each of some examples."""
+
+    shared: torch.Generator
+    examples: Sequence[torch.Generator] = ()
+
+    def fill(self, flat: Tensor, outer: int) -> None:
+        """Draw into flat memory, whose outer index has ``outer`` values."""
+        if not self.examples or outer % len(self.examples):
+            flat.normal_(generator=self.shared)
+            return
+        for part, generator in zip(flat.view(len(self.examples), -1).unbind(), self.examples, strict=True):
+            part.normal_(generator=generator)
+
+
+def add_normal(t: Tensor, deviation: list[Tensor], normals: Normals, sign: float = 1.0) -> Tensor:
     """Add normal noise, times ``sign``, whose standard deviation is the product of the given factors.
 
     Numbers are drawn into flat memory and laid out as ``t`` is; drawing into a channels-last tensor is far slower.
     """
-    flat = torch.empty(t.numel(), dtype=t.dtype, device=t.device).normal_(generator=generator)
+    flat = torch.empty(t.numel(), dtype=t.dtype, device=t.device)
     order = sorted(range(t.dim()), key=t.stride, reverse=True)
+    normals.fill(flat, t.shape[order[0]] if order else 1)
     noise = flat.view([t.shape[axis] for axis in order]).permute([order.index(axis) for axis in range(t.dim())])
     for factor in deviation:
         noise = noise * factor if factor.requires_grad else noise.mul_(factor)

@@ -61,6 +61,9 @@ class NoisyMargins:
         found = []
         for draw in range(draws):
             injector = NoiseInjector.of(kmap, seed + draw, model_device(self._model))
-            with torch.no_grad(), intercept(self._model, injector):
-                found.append([each.margins(self._task.output(self._model, each.batch)) for each in self._followed])
+            found.append([self._noisy(each, injector) for each in self._followed])
         return np.stack([np.concatenate(parts) for parts in found])
+
+    def _noisy(self, followed: _Followed, injector: NoiseInjector) -> FloatArray:
+        with torch.no_grad(), intercept(self._model, injector.at(followed.batch)):
+            return followed.margins(self._task.output(self._model, followed.batch))

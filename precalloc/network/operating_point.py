@@ -77,7 +77,7 @@ class Judged:
 
 def noisy_values(model: nn.Module, task: Task, judged: Judged, injector: NoiseInjector) -> FloatArray:
     """Loss and score of every example under one draw of noise, (2, examples); a score that is not there is NaN."""
-    with intercept(model, injector):
+    with intercept(model, injector.at(judged.batch)):
         return clean_values(model, task, judged)
 
 

@@ -19,7 +19,7 @@ from precalloc.network.checkpoints import Arrays, Checkpoint
 from precalloc.network.criteria import LossFn, MetricFn
 from precalloc.network.data import Data, as_data, data_hash
 from precalloc.network.forward import ForwardFn, model_device
-from precalloc.network.interception import ProductHandler, intercept
+from precalloc.network.interception import intercept
 from precalloc.network.models import model_hash
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.preparation import TaskChoices, prepared
@@ -79,7 +79,7 @@ def validate(
     choices = TaskChoices(task, forward_fn, loss_fn, metric_fn, output)
     with prepared(model, source, kmap, choices, batch_size) as (ready, judged):
         run = _Simulation(ready, source, judged, kmap, seed, batch_size, seeds)
-        identity = f"{model_hash(model)} {data_hash(source)} {judged.name} {kmap.digest} {seed} {batch_size}"
+        identity = f"{model_hash(model)} {data_hash(source)} {judged.name} {kmap.digest} {seed}"
         keeper = Checkpoint(checkpoint, identity)
         with keeper.running(run.state, run.restore):
             run.go(progress, keeper)
@@ -116,11 +116,11 @@ class _Simulation:
             keeper.offer(self.state)
             _log.debug("noise seed %d simulated", self._seed + index)
 
-    def _judge(self, handler: ProductHandler | None, report: Callable[[int], None] = _ignore) -> Values:
+    def _judge(self, injector: NoiseInjector | None, report: Callable[[int], None] = _ignore) -> Values:
         """Run all examples; the first, noiseless time sets the references."""
         judged, done = [], 0
         for index, batch in enumerate(self._data.batches(self._batch_size)):
-            with nullcontext() if handler is None else intercept(self._model, handler):
+            with nullcontext() if injector is None else intercept(self._model, injector.at(batch)):
                 output = self._task.output(self._model, batch)
             if index == len(self._references):
                 reference = self._task.reference(output, batch)

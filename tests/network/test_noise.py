@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from precalloc.hardware import Redundancy
 from precalloc.kmaps import KMap, SiteRanges
+from precalloc.network.batches import Batch
 from precalloc.network.interception import intercept
 from precalloc.network.noise import NoiseInjector, SiteNoise, additive_deviation
 from precalloc.objective import Granularity
@@ -245,13 +246,14 @@ def site_noise(kinds, k, redundancy=Redundancy.SPACE):
     return SiteNoise.of(hardware(kinds, redundancy), np.atleast_1d(k), SiteRanges(INPUT_RANGE, OPERAND_RANGE))
 
 
-def errors(model, noise, draws=DRAWS):
+def errors(model, noise, draws=DRAWS, batch=None):
     """Noisy minus clean output of every draw, a new injector each, (draws, outputs)."""
     with torch.no_grad():
         clean = model()
         outputs = []
         for seed in range(draws):
             injector = NoiseInjector({"site": noise}, seed, CPU)
+            injector = injector if batch is None else injector.at(batch)
             with intercept(model, lambda _, product, injector=injector: injector("site", product)):
                 outputs.append(model())
     return (torch.stack(outputs) - clean).double().reshape(draws, -1).numpy()
@@ -292,6 +294,26 @@ def test_all_kinds_add_and_channels_carry_their_own_k(name):
     channels = int(case.output_channels().max()) + 1 if case.static else 1
     k = np.linspace(1.0, 6.0, channels)
     assert_covariance(errors(Net(case), site_noise(KINDS, k)), reference_covariance(case, KINDS, k))
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d", "bmm"])
+def test_noise_from_streams_of_the_examples_has_the_same_covariance(name):
+    case = CASES[name]
+    batch = Batch({"x": case.x}, None, start=7)
+    assert_covariance(errors(Net(case), site_noise(KINDS, 2.0), batch=batch), reference_covariance(case, KINDS, 2.0))
+
+
+@pytest.mark.parametrize("kinds", [(kind,) for kind in KINDS], ids=str)
+def test_examples_meet_the_same_noise_in_any_batch(kinds):
+    model, x = initialised(SharedLayer()).double(), normal(1, 6, 6).double()
+    whole, halves = (injector_of(("shared", "head"), kinds, seed=3) for _ in range(2))
+    expected = run(model, whole.at(Batch({"x": x}, None)), x)
+    parts = [
+        run(model, halves.at(Batch({"x": x[at]}, None, start=at.start)), x[at]) for at in (slice(0, 2), slice(2, 6))
+    ]
+    torch.testing.assert_close(torch.cat(parts), expected, rtol=1e-12, atol=1e-12)
+    later = run(model, whole.at(Batch({"x": x}, None, start=1)), x)
+    assert torch.equal(later, expected) is (kinds == (WEIGHT,))  # weights are programmed once for all examples
 
 
 @pytest.mark.parametrize("name", CASES)

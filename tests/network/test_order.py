@@ -1,4 +1,4 @@
-"""Results are the same, to the last bit, for the same examples in any order and any form."""
+"""Results are the same, to the last bit, for the same examples in any order and form, and in any batches to rounding."""
 
 import numpy as np
 import pytest
@@ -62,6 +62,23 @@ def test_nothing_depends_on_order_or_form(form, expected, tmp_path):
     tables, *others = planned(initialised(ConvNet(), seed=1), data, tmp_path / "profile.npz")
     assert others == list(expected[1:])
     assert same(tables, expected[0])
+
+
+def test_batches_change_nothing_but_rounding():
+    model = initialised(ConvNet(), seed=1)
+    measured = profile(model, (X, Y), CHIP, margins=2)
+    plan = allocate(measured, "4x", granularity="channel")
+    found = []
+    for size in (32, 70):
+        points = calibrate(model, (X, Y), measured, points=1, draws=2, examples=64, batch_size=size).calibration
+        corrected = compensate(model, (X, Y), plan, examples=64, batch_size=size)
+        kept = safeguard(model, (X, Y), measured, corrected, draws=2, examples=60, batch_size=size)
+        simulated = [validate(model, (X, Y), corrected, seeds=2, batch_size=each) for each in (size, 9)]
+        gains = [point.gain for response in points.responses.values() for point in response.points]
+        shifts = np.concatenate([*kept.bias_corrections.values(), *kept.uniform.bias_corrections.values()])
+        found.append([*gains, *shifts, *(v for s in simulated for v in (s.accuracy, s.loss.loss, s.loss.loss_high))])
+    assert len(found[0]) > 10
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
 def test_profiles_without_labels_and_in_blocks_of_several_batches(tmp_path):
