@@ -1,4 +1,4 @@
-"""Results are the same, to the last bit, for the same examples in any order and form, and in any batches to rounding."""
+"""Results are the same for the same examples: to the last bit in any order and form, to rounding in any batches."""
 
 import numpy as np
 import pytest
