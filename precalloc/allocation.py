@@ -15,9 +15,9 @@ from precalloc.choices import Choices
 from precalloc.hardware import Hardware
 from precalloc.intervals import NORMAL_QUANTILE
 from precalloc.kmaps import KMap, SiteRanges
-from precalloc.objective import Granularity
+from precalloc.objective import Granularity, Objective, noise_bits
 from precalloc.prediction import Prediction
-from precalloc.profiles import FloatArray, Provenance, Site
+from precalloc.profiles import FloatArray, Profile, Provenance, Site
 from precalloc.refinements import Refinement
 
 
@@ -315,3 +315,29 @@ class Allocation:
 
 def _interval(value: float, error: float) -> tuple[float, float]:
     return value - NORMAL_QUANTILE * error, value + NORMAL_QUANTILE * error
+
+
+def split_digital(profile: Profile, choices: Choices) -> tuple[Profile, tuple[DigitalSite, ...]]:
+    """Split the profile into that of the analog sites and what stays digital."""
+    analog = choices.analog(profile.sites)
+    per_mac = choices.digital_energy_per_mac_joule
+    digital = tuple(
+        DigitalSite(site, None if per_mac is None else site.macs * per_mac)
+        for site, kept in zip(profile.sites, analog, strict=True)
+        if not kept
+    )
+    return profile.select(analog), digital
+
+
+def site_allocations(
+    profile: Profile, hardware: Hardware, objective: Objective, k: FloatArray
+) -> tuple[SiteAllocation, ...]:
+    """Figures of every analog site at the K of each unit (units,)."""
+    of_channel = k[profile.site_of_channel] if objective.granularity is Granularity.LAYER else k
+    bits = noise_bits(profile, hardware, of_channel)
+    damage = objective.site_damage(k)
+    energy = objective.sum_units(objective.cost_joule * k)
+    return tuple(
+        SiteAllocation(site, k[objective.site_of_unit == i], float(energy[i]), float(damage[i]), float(bits[i]))
+        for i, site in enumerate(profile.sites)
+    )

@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from precalloc.allocation import Allocation, DigitalSite, SiteAllocation, UniformAllocation
+from precalloc.allocation import Allocation, DigitalSite, UniformAllocation, site_allocations, split_digital
 from precalloc.budgets import Budget
 from precalloc.calibration import Calibration
 from precalloc.choices import Choices
@@ -20,7 +20,6 @@ from precalloc.objective import (
     ROUNDING,
     Granularity,
     Objective,
-    noise_bits,
     parse_granularity,
     smallest_k,
     smallest_uniform,
@@ -144,7 +143,7 @@ class Allocator:
             If the profile lacks a noise kind of the hardware.
         """
         choices = choices or Choices()
-        profile, digital = _split(profile, choices)
+        profile, digital = split_digital(profile, choices)
         objective = Objective.of(profile, hardware, granularity)
         bounds = choices.bounds(profile.sites, hardware)
         lower, upper = bounds.lower[objective.site_of_unit], bounds.upper[objective.site_of_unit]
@@ -359,7 +358,7 @@ class Allocator:
         return Allocation(
             granularity=objective.granularity,
             hardware=self.hardware,
-            sites=self._site_allocations(k),
+            sites=site_allocations(self.profile, self.hardware, objective, k),
             request=request,
             budget_joule=energy,
             max_drop=max_drop,
@@ -381,29 +380,6 @@ class Allocator:
             digital=self.digital,
             calibration=self.calibration,
         )
-
-    def _site_allocations(self, k: FloatArray) -> tuple[SiteAllocation, ...]:
-        profile, objective = self.profile, self.objective
-        of_channel = k[profile.site_of_channel] if objective.granularity is Granularity.LAYER else k
-        bits = noise_bits(profile, self.hardware, of_channel)
-        damage = objective.site_damage(k)
-        energy = objective.sum_units(objective.cost_joule * k)
-        return tuple(
-            SiteAllocation(site, k[objective.site_of_unit == i], float(energy[i]), float(damage[i]), float(bits[i]))
-            for i, site in enumerate(profile.sites)
-        )
-
-
-def _split(profile: Profile, choices: Choices) -> tuple[Profile, tuple[DigitalSite, ...]]:
-    """Split the profile into that of the analog sites and what stays digital."""
-    analog = choices.analog(profile.sites)
-    per_mac = choices.digital_energy_per_mac_joule
-    digital = tuple(
-        DigitalSite(site, None if per_mac is None else site.macs * per_mac)
-        for site, kept in zip(profile.sites, analog, strict=True)
-        if not kept
-    )
-    return profile.select(analog), digital
 
 
 def _one_if_equal(values: FloatArray) -> FloatArray | float:

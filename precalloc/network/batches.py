@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from precalloc.errors import DataError
 from precalloc.network.contents import Contents, first_tensor, named_leaves
@@ -140,8 +140,7 @@ def rechunk(parts: Iterable[Batch], size: int) -> Iterator[Batch]:
             continue
         whole = join(held)
         used = whole.size - whole.size % size
-        for first in range(0, used, size):
-            yield whole.rows(slice(first, first + size), start + first)
+        yield from whole.rows(slice(used), start).split(size)
         start += used
         held = [whole.rows(slice(used, None))] if used < whole.size else []
     if held:
@@ -164,7 +163,7 @@ def join(parts: list[Batch]) -> Batch:
     """
     if len(parts) == 1:
         return parts[0]
-    _, structure = tree_flatten_with_path(parts[0].inputs)
+    _, structure = tree_flatten(parts[0].inputs)
     columns = zip(*(tree_leaves(part.inputs) for part in parts), strict=True)
     try:
         leaves = [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns]

@@ -108,7 +108,10 @@ def _interaction_notes(increase: tuple[float, float, float], damage: float, seen
     """Say so where the simulated increase of the loss is far from the sum of the sites' damages."""
     mean, low, high = increase
     if low > LARGEST_FACTOR * damage:
-        consequence = "noise is too strong for the sum: a larger budget, or --refine, brings K closer to the best"
+        consequence = (
+            "noise is too strong for the sum: a larger budget, or refinement ('precalloc allocate --refine'), brings K "
+            "closer to the best"
+        )
     elif high < damage / LARGEST_FACTOR:
         consequence = "the sum exaggerates what noise does here"
     else:
