@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +54,15 @@ class Batch:
     def _tensors(self) -> list[Tensor]:
         return [leaf for leaf in (*tree_leaves(self.inputs), self.labels) if isinstance(leaf, Tensor)]
 
+    def map(self, change: Callable[[Tensor], Tensor], start: int | None = None) -> Batch:
+        """Change every array, labels included; the first example is number ``start`` of the data then."""
+        inputs = tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, self.inputs)
+        labels = None if self.labels is None else change(self.labels)
+        return Batch(inputs, labels, self.start if start is None else start)
+
     def rows(self, index: slice | Tensor, start: int | None = None) -> Batch:
         """Give some of the examples, the first of which is number ``start`` of the data."""
-        inputs = tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, self.inputs)
-        labels = None if self.labels is None else self.labels[index]
-        return Batch(inputs, labels, self.start if start is None else start)
+        return self.map(lambda leaf: leaf[index], start)
 
     def take(self, count: int) -> Batch:
         """The first ``count`` examples."""
@@ -122,29 +126,6 @@ def _check_finite(name: str, value: Tensor, origin: str) -> None:
         return
     row = int((~value.isfinite()).reshape(len(value), -1).any(1).nonzero()[0])
     raise DataError(f"Array '{name}' of {origin} has NaN or infinity, first in example {row}. Remove or mend it.")
-
-
-def rechunk(parts: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """Cut batches of any size anew, in batches of ``size`` and a last one of what is left.
-
-    Raises
-    ------
-    DataError
-        If batches of several shapes would have to be joined.
-    """
-    held: list[Batch] = []
-    start = 0
-    for part in parts:
-        held.append(part)
-        if sum(one.size for one in held) < size:
-            continue
-        whole = join(held)
-        used = whole.size - whole.size % size
-        yield from whole.rows(slice(used), start).split(size)
-        start += used
-        held = [whole.rows(slice(used, None))] if used < whole.size else []
-    if held:
-        yield join(held).rows(slice(None), start)
 
 
 def _join_leaves(one: Any, other: Any) -> bool:

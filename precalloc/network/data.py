@@ -3,13 +3,13 @@
 Random numbers, blocks of examples and parts such as "the first 128" go with an example's place in the data. So that
 nothing depends on how a user happens to have sorted it (by class, in a folder), examples are taken in canonical order:
 sorted by digests of their inputs, equal inputs by their labels. To all purposes that is a random order, and it is the
-same for the same examples. Only streams that cannot be kept or read at any place are taken as they come.
+same for the same examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,14 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from precalloc.errors import DataError
-from precalloc.network.batches import Batch, join, read_batch, rechunk
+from precalloc.network import keeping
+from precalloc.network.batches import Batch, join, read_batch
 from precalloc.network.contents import Contents, first_tensor
+from precalloc.network.keeping import keep
 
-# A loader's examples are kept up to here, in bytes; more of them are read anew on every pass, as they come.
-KEPT_BYTES = 2**30
 # Examples whose digests are taken together: what a pass over files holds at a time.
 _AT_ONCE = 64
 
@@ -51,8 +50,8 @@ class Data(Protocol):
 
 
 @runtime_checkable
-class Recognised(Protocol):
-    """Data that keeps the digests of its examples."""
+class Recognised(Data, Protocol):
+    """Data that keeps the digests of its examples; it is taken as it is."""
 
     def contents(self) -> Contents:
         """Digests of the examples in the order in which they are taken."""
@@ -114,66 +113,50 @@ class ArrayData(CanonicalData):
         return Batch(self.inputs, self.labels).rows(torch.from_numpy(places))
 
 
-@dataclass(eq=False)
-class StreamedData:
-    """Examples that are read anew on every pass as they come, a few batches in memory at a time.
+class UnjoinedData:
+    """Batches that are not joined since their shapes differ; each is cut as needed.
 
-    Parameters
-    ----------
-    parts
-        Called once a pass; gives batches of any size.
-    examples, labelled
-        What the parts hold together.
-    origin
-        What to call the data in messages.
+    They are taken in order of the digests of their examples, and those of a batch in canonical order. The largest goes
+    first, since models are surveyed on the first examples and tables sized for them.
     """
 
-    parts: Callable[[], Iterable[Batch]]
-    examples: int
-    labelled: bool
-    origin: str = "data"
-    _contents: Contents | None = field(default=None, init=False)
+    def __init__(self, parts: Sequence[Batch]) -> None:
+        self._parts = parts
+        self.examples, self.labelled = sum(part.size for part in parts), parts[0].labels is not None
 
-    def as_they_come(self) -> Iterator[Batch]:
-        """Go through the parts.
+    @cached_property
+    def _sorted(self) -> tuple[list[int], list[Places], Contents]:
+        found = [part.contents() for part in self._parts]
+        places = [each.order() for each in found]
+        contents = [each.take(order) for each, order in zip(found, places, strict=True)]
+        parts = sorted(range(len(found)), key=lambda index: contents[index].fingerprint())
+        largest = max(parts, key=lambda index: self._parts[index].bytes / self._parts[index].size)
+        parts = [largest, *(index for index in parts if index != largest)]
+        return parts, [places[index] for index in parts], Contents.join([contents[index] for index in parts])
 
-        Raises
-        ------
-        DataError
-            If a pass gives other examples than the first did.
-        """
-        seen: list[Contents] = []
-        count = 0
-        for part in self.parts():
-            seen.append(part.contents())
-            self._require_known(seen[-1].digests, slice(count, count + part.size))
-            count += part.size
-            yield part
-        self._require_known(np.concatenate([part.digests for part in seen]), slice(None))
-        self._contents = self._contents or Contents.join(seen)
-
-    def _require_known(self, found: NDArray[np.uint64], places: slice) -> None:
-        if self._contents is not None and not np.array_equal(self._contents.digests[places], found):
-            raise DataError(
-                f"{self.origin} gives other examples on every pass (shuffling or random augmentation?). "
-                "Switch that off, or pass a list of its batches."
-            )
-
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """Go through the examples in batches of at most ``batch_size``; raises as `as_they_come` does."""
-        return rechunk(self.as_they_come(), batch_size)
+    @property
+    def order(self) -> Places:
+        """Place in the user's data of every example that is taken, (examples,)."""
+        starts = np.cumsum([0, *(part.size for part in self._parts)])
+        parts, places, _ = self._sorted
+        return np.concatenate([starts[index] + each for index, each in zip(parts, places, strict=True)])
 
     def contents(self) -> Contents:
-        """Digests of the examples; a whole pass where none was made before."""
-        if self._contents is None:
-            for _ in self.as_they_come():
-                pass
-        assert self._contents is not None
-        return self._contents
+        """Digests of the examples in the order in which they are taken."""
+        return self._sorted[2]
 
     def all_labels(self) -> Iterator[Tensor]:
         """All labels, part by part."""
-        return (part.labels for part in self.as_they_come() if part.labels is not None)
+        return (part.labels for part in self._parts if part.labels is not None)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Go through the examples in batches of at most ``batch_size``."""
+        start = 0
+        for index, places in zip(*self._sorted[:2], strict=True):
+            for first in range(0, len(places), batch_size):
+                some = torch.from_numpy(places[first : first + batch_size])
+                yield self._parts[index].rows(some, start + first)
+            start += len(places)
 
 
 def as_data(data: object) -> Data:
@@ -187,25 +170,25 @@ def as_data(data: object) -> Data:
     data
         A `Data`; a mapping of arrays by the forward's parameter names (labels under ``y`` or ``labels``); a pair
         (inputs, labels) of arrays; or an iterable of such batches, for example a ``DataLoader``. Inputs may be nested.
-        Iterables are gone through once and kept, shuffled or not. Two kinds are taken as they come instead, so that
-        results depend on the order of their examples: a loader that does not shuffle and whose examples take more
-        than `KEPT_BYTES` (1 GiB), which is read anew on every pass and must give the same each time; and batches of
-        unlike shapes, which cannot be joined. So is a `Data` of the user's own.
+        Iterables are gone through once and kept, shuffled or not, in memory and beyond `keeping.KEPT_BYTES` (1 GiB) in
+        temporary files; so is a `Data` of the user's own. Batches of unlike shapes are not joined, and only examples of
+        one batch are run together.
 
     Raises
     ------
     DataError
         If it is none of these, holds no examples, differs in length, or is not finite.
     """
-    if isinstance(data, Data):
+    if isinstance(data, Recognised):
         return data
+    if isinstance(data, Data):
+        return _from_batches(keep(data.batches(_AT_ONCE)))
     if isinstance(data, Mapping | Tensor | np.ndarray) or _is_pair_of_arrays(data):
         whole = read_batch(data)
         return ArrayData(whole.inputs, whole.labels)
-    if isinstance(data, DataLoader) and _is_repeatable(data):
-        return _from_loader(data)
     if isinstance(data, Iterable):
-        return _from_batches(list(_read_parts(data)))
+        parts = _read_parts(data)
+        return _from_batches(list(parts) if isinstance(data, list | tuple) else keep(parts))  # a list is in memory
     raise DataError(
         f"Data of type {type(data).__name__} cannot be read. Pass arrays by name, a pair (inputs, labels), or batches."
     )
@@ -219,35 +202,32 @@ def _read_parts(batches: Iterable[object]) -> Iterator[Batch]:
     return (read_batch(batch, f"batch {index}") for index, batch in enumerate(batches))
 
 
-def _is_repeatable(loader: DataLoader[Any]) -> bool:
-    """Whether every pass gives all items of a data set in its own order."""
-    drawn = loader.batch_sampler
-    return isinstance(drawn, BatchSampler) and isinstance(drawn.sampler, SequentialSampler) and not drawn.drop_last
-
-
-def _from_loader(loader: DataLoader[Any]) -> Data:
-    """Keep what a loader gives if it is not too large and can be joined; else read it anew on every pass."""
-    examples = len(loader.sampler)  # type: ignore[arg-type]  # a SequentialSampler has a length
-    kept: list[Batch] = []
-    for part in _read_parts(loader):
-        kept.append(part)
-        if kept[0].bytes * examples > KEPT_BYTES * kept[0].size or not kept[0].joins(part):
-            labelled = kept[0].labels is not None
-            return StreamedData(lambda: _read_parts(loader), examples, labelled, "The data loader")
-    return _from_batches(kept)
-
-
 def _from_batches(parts: list[Batch]) -> Data:
-    """Join batches, or keep them as they come: every pass must see the same examples in the same order."""
     if not parts:
         raise DataError("The data iterable yielded no batch. Give at least one.")
-    labelled = {part.labels is not None for part in parts}
-    if len(labelled) > 1:
+    if len({part.labels is not None for part in parts}) > 1:
         raise DataError("Some batches carry labels and some do not. Give all of them labels, or none.")
-    if all(map(parts[0].joins, parts)):
-        whole = join(parts)
-        return ArrayData(whole.inputs, whole.labels)
-    return StreamedData(lambda: parts, sum(part.size for part in parts), labelled.pop())
+    if not all(map(parts[0].joins, parts)):
+        return UnjoinedData(parts)
+    if sum(part.bytes for part in parts) > keeping.KEPT_BYTES:
+        return _from_rows(parts)
+    whole = join(parts)
+    return ArrayData(whole.inputs, whole.labels)
+
+
+def _from_rows(parts: Sequence[Batch]) -> CanonicalData:
+    """Batches that are too large to be joined at once, row by row."""
+    starts = np.cumsum([0, *(part.size for part in parts)])
+
+    def read(places: Places) -> Batch:
+        which = np.searchsorted(starts, places, side="right") - 1
+        found = zip(which.tolist(), (places - starts[which]).tolist(), strict=True)
+        return join([parts[index].rows(slice(row, row + 1)) for index, row in found])
+
+    def labels() -> Tensor:
+        return torch.cat([part.labels for part in parts if part.labels is not None])
+
+    return CanonicalData(read, int(starts[-1]), None if parts[0].labels is None else labels)
 
 
 def canonical_order(data: object) -> Places:
@@ -264,7 +244,7 @@ def canonical_order(data: object) -> Places:
         Place in the data of every example in the order in which they are taken.
     """
     source = as_data(data)
-    return source.order if isinstance(source, CanonicalData) else np.arange(source.examples)
+    return source.order if isinstance(source, CanonicalData | UnjoinedData) else np.arange(source.examples)
 
 
 def contents_of(data: Data) -> Contents:
@@ -285,7 +265,7 @@ def data_hash(data: Data) -> str:
 
 def labels_of(data: Data) -> Iterator[Tensor]:
     """All labels, in parts and in any order; without reading the inputs where they can be had alone."""
-    if isinstance(data, CanonicalData | StreamedData):
+    if isinstance(data, CanonicalData | UnjoinedData):
         return data.all_labels()
     return (batch.labels for batch in data.batches(_AT_ONCE) if batch.labels is not None)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from networks import KINDS, SHOT, Perceptron, hardware, initialised, normal
+from networks import KINDS, SHOT, WEIGHT, Perceptron, hardware, initialised, normal
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -14,8 +14,8 @@ from transformers import BatchEncoding
 
 from precalloc import allocate, profile, sites, validate
 from precalloc.errors import DataError, DependencyError
-from precalloc.network.batches import read_batch
-from precalloc.network.data import ArrayData, StreamedData, as_data, canonical_order, data_hash, labels_of
+from precalloc.network import keeping
+from precalloc.network.data import ArrayData, UnjoinedData, as_data, canonical_order, data_hash, labels_of
 from precalloc.network.data_files import load_data
 from precalloc.network.images import ImageOptions, image_folder, read_image
 
@@ -79,62 +79,63 @@ class Counting:
         return X[index], Y[index]
 
 
-def test_small_loaders_are_read_once():
-    source = Counting()
-    data = as_data(DataLoader(source, batch_size=3))
-    for _ in range(2):
-        joined(data, 4)
-        data_hash(data)
-    assert source.reads == 11
-
-
-@pytest.fixture
-def no_room(monkeypatch):
-    """Nothing is small enough to be kept."""
-    monkeypatch.setattr("precalloc.network.data.KEPT_BYTES", 0)
-
-
-@pytest.mark.usefixtures("no_room")
-def test_large_loaders_are_read_anew_as_they_come():
-    source = Counting()
-    data = as_data(DataLoader(source, batch_size=3))
-    assert isinstance(data, StreamedData)
-    source.reads = 0
-    next(data.batches(2))
-    assert source.reads == 3
-    fingerprint = data_hash(data)
-    read = source.reads
-    assert data_hash(data) == fingerprint
-    assert source.reads == read
-    x, y = joined(data, 4)
-    assert torch.equal(x, X)
-    assert torch.equal(y, Y)
-    assert fingerprint != data_hash(as_data((X, Y)))  # what follows depends on the order
-    assert canonical_order(data).tolist() == list(range(11))
-    assert fingerprint == data_hash(as_data(DataLoader(TensorDataset(X, Y), batch_size=5)))
-
-
-@pytest.mark.usefixtures("no_room")
-def test_large_loaders_that_shuffle_are_kept_in_canonical_order():
-    data = as_data(DataLoader(TensorDataset(X, Y), batch_size=3, shuffle=True))
-    assert data_hash(data) == data_hash(as_data((X, Y)))
-
-
 def noisy(rows):
     return torch.stack([x + torch.rand(()) for x, _ in rows]), torch.stack([y for _, y in rows])
 
 
-def test_data_that_change_between_passes_are_kept_or_refused(monkeypatch):
-    loader = DataLoader(TensorDataset(X, Y), batch_size=4, collate_fn=noisy)
-    assert profile(initialised(Perceptron()), loader, hardware()).provenance.examples == 11
-    monkeypatch.setattr("precalloc.network.data.KEPT_BYTES", 0)
-    with pytest.raises(DataError, match=r"The data loader gives other examples on every pass.*augmentation"):
-        profile(initialised(Perceptron()), loader, hardware())
-    shrinking = iter([[(X, Y)], [(X[:4], Y[:4])]])
-    stream = StreamedData(lambda: map(read_batch, next(shrinking)), 11, True)
-    data_hash(stream)
-    with pytest.raises(DataError, match=r"data gives other examples on every pass"):
-        list(stream.batches(4))
+class OwnData:
+    """Data of the user's own, in an order of its own."""
+
+    examples, labelled = 11, True
+
+    def batches(self, batch_size):
+        return ArrayData({"x": X}, Y).batches(batch_size)
+
+
+@pytest.mark.parametrize("room", [0, 150, 2**30])  # bytes in memory; the examples are 352
+def test_loaders_are_read_once_and_kept_in_memory_or_in_files(room, monkeypatch, tmp_path):
+    monkeypatch.setattr(keeping, "KEPT_BYTES", room)
+    monkeypatch.setattr(keeping.tempfile, "tempdir", str(tmp_path))
+    source = Counting()
+    data = as_data(DataLoader(source, batch_size=3))
+    order = canonical_order((X, Y))
+    for size in (4, 20):
+        x, y = joined(data, size)
+        assert torch.equal(x, X[order])
+        assert torch.equal(y, Y[order])
+    assert source.reads == 11
+    assert not any(tmp_path.iterdir())  # files have no name any more
+    assert canonical_order(data).tolist() == order.tolist()
+    assert torch.cat(list(labels_of(data))).tolist() == Y.tolist()
+    shuffled = DataLoader(TensorDataset(X, Y), batch_size=3, shuffle=True)
+    for other in (data, shuffled, OwnData(), iter([(X, Y)])):
+        assert data_hash(as_data(other)) == data_hash(as_data((X, Y)))
+    changing = as_data(DataLoader(TensorDataset(X, Y), batch_size=4, collate_fn=noisy))
+    assert torch.equal(joined(changing, 5)[0], joined(changing, 11)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.bool, torch.int8, torch.complex64])
+def test_files_hold_values_of_every_type(dtype, monkeypatch):
+    monkeypatch.setattr(keeping, "KEPT_BYTES", 0)
+    monkeypatch.setattr(keeping, "_WRITTEN_BYTES", 0)  # a file each
+    x, empty = normal(3, 6, 5).round().to(dtype), torch.zeros(6, 0)
+    kept = as_data({"x": x[i : i + 1], "empty": empty[i : i + 1], "y": Y[i : i + 1]} for i in range(6))
+    (batch,) = kept.batches(6)
+    assert batch.inputs["x"].dtype == dtype
+    assert torch.equal(batch.inputs["x"], x[canonical_order({"x": x, "empty": empty})])
+    assert batch.inputs["empty"].shape == (6, 0)
+
+
+def test_no_room_for_files_is_the_users_to_mend(monkeypatch):
+    class Full:
+        def __init__(self, **_):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(keeping, "KEPT_BYTES", 0)
+    monkeypatch.setattr(keeping.tempfile, "NamedTemporaryFile", Full)
+    with pytest.raises(DataError, match=r"no room in .* beyond 0 GiB \(No space left.*Set TMPDIR"):
+        as_data(iter([(X, Y)]))
+    assert as_data([(X, Y)]).examples == 11  # a list is in memory already
 
 
 class Tagger(nn.Module):
@@ -148,22 +149,29 @@ class Tagger(nn.Module):
         return self.layer(torch.tanh(self.embed(x)))
 
 
-def test_batches_of_unlike_lengths_are_taken_as_they_come():
+def test_batches_of_unlike_lengths_are_not_joined():
     batches = [(torch.arange(4 * n).view(4, n) % 9, torch.arange(4 * n).view(4, n) % 3) for n in (6, 5, 6)]
     rows = [(x, y) for xs, ys in batches for x, y in zip(xs, ys, strict=True)]
-    for data in (batches, DataLoader(batches, batch_size=None), DataLoader(rows, batch_size=4)):
+    swapped = [(x.flip(0), y.flip(0)) for x, y in (batches[1], batches[0], batches[2])]
+    measured = []
+    for size, data in (4, batches), (3, DataLoader(batches, batch_size=None)), (9, DataLoader(rows, 4)), (4, swapped):
         taken = as_data(data)
-        assert isinstance(taken, StreamedData)
-        assert [tuple(batch.inputs["x"].shape) for batch in taken.batches(4)] == [(4, 6), (4, 5), (4, 6)]
-        measured = profile(initialised(Tagger()), taken, hardware((SHOT,)), batch_size=4)
-        assert measured.provenance.data_hash == data_hash(as_data(batches))
-        plan = allocate(measured, "1000x")
-        assert validate(initialised(Tagger()), taken, plan, batch_size=4, seeds=1).examples == 12
-    with pytest.raises(DataError, match=r"do not join to one array each.*Pad them to one shape"):
-        list(taken.batches(5))
+        assert isinstance(taken, UnjoinedData)
+        assert sorted(tuple(batch.inputs["x"].shape) for batch in taken.batches(5)) == [(4, 5), (4, 6), (4, 6)]
+        assert [batch.start for batch in taken.batches(3)] == [0, 3, 4, 7, 8, 11]
+        source = [row for x, y in data for row in zip(x, y, strict=True)]
+        found = [x for batch in taken.batches(2) for x in batch.inputs["x"]]
+        assert all(torch.equal(source[n][0], x) for n, x in zip(canonical_order(taken), found, strict=True))
+        measured.append(profile(initialised(Tagger()), taken, hardware((SHOT, WEIGHT)), batch_size=size))
+        plan = allocate(measured[-1], "1000x")
+        assert validate(initialised(Tagger()), taken, plan, batch_size=size, seeds=1).examples == 12
+    assert len({each.provenance.data_hash for each in measured}) == 1
+    for kind in (SHOT, WEIGHT):
+        damages = [each.damage[kind] for each in measured]
+        np.testing.assert_allclose(damages, [damages[0]] * 4, rtol=1e-4)
     longer = [*batches, (torch.zeros(4, 60, dtype=torch.int64), torch.zeros(4, 60, dtype=torch.int64))]
-    with pytest.raises(DataError, match=r"larger than those of the first batch.*Pad"):
-        profile(initialised(Tagger()), longer, hardware((SHOT,)), batch_size=4, range_percentile=90.0)
+    assert next(as_data(longer).batches(4)).inputs["x"].shape == (4, 60)  # ranges are sized for the largest
+    assert profile(initialised(Tagger()), longer, hardware((SHOT,)), range_percentile=90.0).provenance.examples == 16
 
 
 class Nested(nn.Module):

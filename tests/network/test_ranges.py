@@ -5,6 +5,7 @@ import pytest
 import torch
 from networks import normal, numpy_rng
 
+from precalloc.errors import DataError
 from precalloc.network.ranges import TailRange, flat_view
 
 PERCENTILES = (99.99, 99.9, 97.0, 75.0, 100.0)
@@ -104,3 +105,8 @@ def test_flat_view_shares_memory_of_channels_last():
     flat = flat_view(images)
     assert flat.data_ptr() == images.data_ptr()
     assert torch.equal(flat.sort().values, images.flatten().sort().values)
+
+
+def test_many_more_values_than_expected_are_refused():
+    with pytest.raises(DataError, match=r"larger than those of the first batch.*Pad"):
+        found_range([normal(0, 1000)], 90.0, expected=100)
