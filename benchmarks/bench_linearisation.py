@@ -48,10 +48,8 @@ class Case:
         """Ratio of variances with its standard error over examples, and the simulated point."""
         repetitions = {name: np.array([own]) for name, own in zip(self.names, k, strict=True)}
         kmap: KMap = replace(self.kmap, repetitions=repetitions)
-        with prepared(self.model, self.data, kmap, TaskChoices(), 64) as (ready, task):
-            margins = NoisyMargins(ready, task, self.data, 64, self.predictor.margins.shape[1]).under(
-                kmap, self.draws, 0
-            )
+        with prepared(self.model, self.data, kmap, TaskChoices(), 64) as ready:
+            margins = NoisyMargins(ready, self.data, 64, self.predictor.margins.shape[1]).under(kmap, self.draws, 0)
         linearised = self.predictor.moments(k)[1][:, 0, 0]
         seen = margins[:, :, 0].var(axis=0, ddof=1)
         ratio = seen.sum() / linearised.sum()

@@ -106,8 +106,8 @@ def calibrate(
     identity = f"calibration {profile.provenance} {chip.to_dict()} {granularity} {choices} {used.examples} {effort}"
     keeper = Checkpoint(checkpoint, identity)
     least_kmap = allocator.within(Budget(BudgetKind.ENERGY, allocator.least_joule)).kmap()
-    with prepared(model, used, least_kmap, of_task, batch_size) as (ready, judged):
-        simulation = NoisyMargins(ready, judged, used, batch_size, allocator.predictor.margins.shape[1])
+    with prepared(model, used, least_kmap, of_task, batch_size) as ready:
+        simulation = NoisyMargins(ready, used, batch_size, allocator.predictor.margins.shape[1])
         run = _Run(model, used, allocator, allocator.predictor, simulation, of_task, effort)
         with keeper.running(run.state, run.restore):
             run.go(progress, keeper)

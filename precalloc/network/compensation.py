@@ -38,7 +38,7 @@ from precalloc.network.forward import ForwardFn, model_device
 from precalloc.network.interception import intercept
 from precalloc.network.models import model_hash
 from precalloc.network.noise import NoiseInjector
-from precalloc.network.preparation import TaskChoices, prepared
+from precalloc.network.preparation import Prepared, TaskChoices, prepared
 from precalloc.network.shifts import ShiftAverages
 from precalloc.network.state import derived_seed
 from precalloc.network.tasks import Task
@@ -47,7 +47,9 @@ from precalloc.progress import Progress, silent
 
 # Passes of random numbers that no simulation of the same seed sees again: corrections must not know its devices.
 _ESTIMATION, _CHECK = 101, 102
-_BATCH = 32
+# Averages move on from step to step, and so do devices. A step has 32 examples, or fewer where a product of theirs
+# would have more values: that bounds the memory whatever batch size is asked for, and does not change with it.
+_STEP, _STEP_VALUES = 32, 2**26
 
 Plan = TypeVar("Plan", KMap, Allocation)
 
@@ -76,20 +78,12 @@ class Compensation:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: noise draws an example, their seed, examples, and how many at a time.
-
-    Averages move on from batch to batch, and so do devices: beyond ``_BATCH`` examples, more at a time change nothing.
-    """
+    """How much is measured: noise draws an example, their seed, examples, and on how many the model is tried first."""
 
     draws: int
     seed: int
     examples: int
     batch_size: int
-
-    @property
-    def step(self) -> int:
-        """Examples of a batch."""
-        return min(self.batch_size, _BATCH)
 
 
 def compensate(
@@ -131,6 +125,8 @@ def compensate(
         Of the noise.
     examples
         How many of them are used.
+    batch_size
+        Examples on which the model is tried before. How many a pass takes depends on the model alone.
     progress
         Called as ``progress(done, total, what)`` in examples.
     checkpoint
@@ -205,9 +201,9 @@ def estimate(
     """Estimate a K map's bias corrections, and the loss without and with them; parameters as of `compensate`."""
     _require_digital_biases(kmap)
     source, bare = first(as_data(data), effort.examples), kmap.compensated({})
-    with prepared(model, source, bare, choices, effort.batch_size) as (ready, task):
-        sweep = _Sweep(ready, task, source, bare, effort)
-        identity = f"compensation {model_hash(model)} {data_hash(source)} {task.name} {bare.digest} {effort}"
+    with prepared(model, source, bare, choices, effort.batch_size) as ready:
+        sweep = _Sweep(ready, source, bare, effort)
+        identity = f"compensation {model_hash(model)} {data_hash(source)} {ready.task.name} {bare.digest} {effort}"
         keeper = Checkpoint(checkpoint, identity)
         with keeper.running(sweep.state, sweep.restore):
             sweep.go(progress, keeper)
@@ -221,8 +217,8 @@ def corrections_only(
     """Estimate bias corrections without a look at whether they help."""
     _require_digital_biases(kmap)
     source, bare = first(as_data(data), effort.examples), kmap.compensated({})
-    with prepared(model, source, bare, choices, effort.batch_size) as (ready, task):
-        sweep = _Sweep(ready, task, source, bare, effort)
+    with prepared(model, source, bare, choices, effort.batch_size) as ready:
+        sweep = _Sweep(ready, source, bare, effort)
         sweep.go(silent, Checkpoint(None, ""))
     return sweep.corrections()
 
@@ -238,8 +234,9 @@ def _require_digital_biases(kmap: KMap) -> None:
 class _Sweep:
     """Running averages of every site's correction over batches and noise draws."""
 
-    def __init__(self, model: nn.Module, task: Task, data: Data, kmap: KMap, effort: Effort) -> None:
-        self._model, self._task, self._data, self._kmap, self._effort = model, task, data, kmap, effort
+    def __init__(self, ready: Prepared, data: Data, kmap: KMap, effort: Effort) -> None:
+        self._model, self._task, self._data, self._kmap, self._effort = ready.model, ready.task, data, kmap, effort
+        self._step = min(_STEP, max(1, _STEP_VALUES // ready.values))
         self._shifts = ShiftAverages()
         self._settled: Arrays = {"done": np.array(0), "weight": np.array(0.0)}
 
@@ -248,7 +245,7 @@ class _Sweep:
         forward, total = self._task.forward, self._effort.draws * self._data.examples
         for pair in range(int(self._settled["done"]), self._effort.draws // 2):
             done = 2 * pair * self._data.examples
-            for index, batch in enumerate(self._data.batches(self._effort.step)):
+            for index, batch in enumerate(self._data.batches(self._step)):
                 self._shifts.expect(self._model, batch, forward)
                 # Another device for every batch: weight noise is averaged over as many as there is time for.
                 opposites = self._pair(self._kmap, _ESTIMATION, pair, index)
@@ -266,7 +263,7 @@ class _Sweep:
     def losses(self, kmaps: Sequence[KMap]) -> FloatArray:
         """Mean loss under one draw of each K map's noise, the same draw for all."""
         totals, weight = np.zeros(len(kmaps)), 0.0
-        for index, batch in enumerate(self._data.batches(self._effort.step)):
+        for index, batch in enumerate(self._data.batches(self._step)):
             output = self._task.output(self._model, batch)
             reference = self._task.reference(output, batch)
             shares = self._task.weight(output, reference)

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from precalloc.hardware import NoiseKind
-from precalloc.network.observation import Call, Layout, output_terms, parts, per_example
+from precalloc.network.layouts import Layout
+from precalloc.network.observation import Call, output_terms, parts, per_example
 from precalloc.network.operators import widened
 from precalloc.profiles import FloatArray
 

@@ -14,7 +14,7 @@ class ExampleDraws:
 
     Example n draws from ``numpy.random.default_rng((*seed, n))``, so neither batch size nor what other examples draw
     changes its numbers. They go with the place at which an example is taken, which is that in canonical order whatever
-    order the data has (`precalloc.network.data`); only data that is taken as it comes swaps numbers in another order.
+    order the data has (`precalloc.network.data`).
 
     Parameters
     ----------

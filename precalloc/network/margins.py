@@ -15,7 +15,8 @@ from torch import Tensor
 
 from precalloc.hardware import NoiseKind
 from precalloc.network.curvature import ChannelSlots
-from precalloc.network.observation import Call, Layout, output_gradients, output_terms, parts, per_example
+from precalloc.network.layouts import Layout
+from precalloc.network.observation import Call, output_gradients, output_terms, parts, per_example
 from precalloc.network.operators import widened
 
 

@@ -17,8 +17,9 @@ from precalloc.network.checkpoints import Arrays
 from precalloc.network.curvature import Block, ChannelSlots, CurvatureTerms, GroupSums, channel_sum, curvature_terms
 from precalloc.network.draws import ExampleDraws
 from precalloc.network.forward import model_device
+from precalloc.network.layouts import SiteLayouts
 from precalloc.network.margins import margin_covariance, strongest_margins
-from precalloc.network.observation import Call, Layout, Probing, record
+from precalloc.network.observation import Call, Probing, record
 from precalloc.network.operators import Product, widened
 from precalloc.network.ranges import TailRange
 from precalloc.network.sites import SiteCounts
@@ -71,7 +72,7 @@ class Measurement:
     surveyed
         Counts of every site in a batch of ``surveyed_examples``, in order of execution.
     layouts
-        How each site's outputs number the examples.
+        How each site numbers the examples.
     examples
         Examples to come.
     """
@@ -82,10 +83,11 @@ class Measurement:
         task: Task,
         surveyed: dict[str, SiteCounts],
         surveyed_examples: int,
-        layouts: Mapping[str, Layout],
+        layouts: SiteLayouts,
         examples: int,
     ) -> None:
-        self.options, self.task, self.surveyed, self.layouts = options, task, surveyed, layouts
+        self.options, self.task, self.surveyed, self._site_layouts = options, task, surveyed, layouts
+        self.layouts = {site: each.output for site, each in layouts.items() if each.output is not None}
         self.surveyed_examples = surveyed_examples
         self.slots = ChannelSlots.of_sites({name: count.channels for name, count in surveyed.items()})
         self.prediction_examples = min(options.prediction_examples, examples)
@@ -147,7 +149,7 @@ class Measurement:
         seed = self.options.seed
         weights = seeded_generator(device, seed, _WEIGHTS, batch.start // BLOCK)
         operands = ExampleDraws((seed, _OPERANDS), batch.start, batch.size, device)
-        return Probing(_WEIGHT_PROBES, weights, operands, batch.size)
+        return Probing(_WEIGHT_PROBES, weights, operands, batch.size, self._site_layouts)
 
     def _add_curvature(self, terms: CurvatureTerms, weight: FloatArray) -> None:
         for kind, values in terms.outputs.items():

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -25,11 +26,13 @@ from precalloc.errors import KMapError
 from precalloc.hardware import Hardware, NoiseKind
 from precalloc.kmaps import KMap, SiteRanges
 from precalloc.network.batches import Batch
+from precalloc.network.layouts import OUTERMOST, Layout, SiteLayout, SiteLayouts
 from precalloc.network.operators import Product, wide_dtype, widened
 from precalloc.network.state import seeded_generator
 from precalloc.profiles import FloatArray
 
 _ACTIVATION_STREAM, _WEIGHT_STREAM, _EXAMPLE_STREAM = 0, 1, 2
+_OUTERMOST = SiteLayout()
 
 
 @dataclass(frozen=True)
@@ -79,30 +82,43 @@ class NoiseInjector:
     sign
         Of all noise: of two injectors with one seed and the signs 1 and -1 (antithetic), whatever is linear in the
         noise cancels.
+    layouts
+        How sites number the examples, for `at`; those that it does not name have them outermost.
     """
 
     def __init__(
-        self, sites: Mapping[str, SiteNoise | None], seed: int, device: torch.device, sign: float = 1.0
+        self,
+        sites: Mapping[str, SiteNoise | None],
+        seed: int,
+        device: torch.device,
+        sign: float = 1.0,
+        layouts: SiteLayouts = MappingProxyType({}),
     ) -> None:
-        self._sites, self._sign, self._seed, self._device = sites, sign, seed, device
+        self._sites, self._sign, self._seed, self._device, self._layouts = sites, sign, seed, device, layouts
         self._activations = Normals(seeded_generator(device, seed, _ACTIVATION_STREAM))
         self._weights = seeded_generator(device, seed, _WEIGHT_STREAM)
         self._programmed: dict[tuple[str, Hashable], Tensor] = {}
 
     @classmethod
-    def of(cls, kmap: KMap, seed: int, device: torch.device, sign: float = 1.0) -> NoiseInjector:
+    def of(
+        cls,
+        kmap: KMap,
+        seed: int,
+        device: torch.device,
+        sign: float = 1.0,
+        layouts: SiteLayouts = MappingProxyType({}),
+    ) -> NoiseInjector:
         """Injector of a K map's noise and bias corrections."""
         sites = SiteNoise.digital(kmap)
         for name, repetitions in kmap.repetitions.items():
             bias = kmap.bias_corrections.get(name)
             sites[name] = SiteNoise.of(kmap.hardware, repetitions, kmap.ranges[name], bias)
-        return cls(sites, seed, device, sign)
+        return cls(sites, seed, device, sign, layouts)
 
     def at(self, batch: Batch) -> NoiseInjector:
         """Draw for the examples of a batch, which comes next, from streams of their own: in any batch the same noise.
 
-        That holds where examples are the outer index of a product's values in memory, as they are nearly everywhere;
-        and without this call, or elsewhere, the noise goes with the batch.
+        Without this call, and at sites where the model mixes examples, the noise goes with the batch.
         """
         places = range(batch.start, batch.start + batch.size)
         each = [seeded_generator(self._device, self._seed, _EXAMPLE_STREAM, place) for place in places]
@@ -116,24 +132,24 @@ class NoiseInjector:
                 f"Site '{site}' runs on this data, but the K map has no K for it: it did not run on the first batch "
                 "of the calibration data. Profile anew in larger batches (--batch-size), so that it runs on the first."
             )
-        noise = self._sites[site]
+        noise, layout = self._sites[site], self._layouts.get(site, _OUTERMOST)
         if noise is None:
             return product.apply(product.x, product.w)
-        y = product.apply(product.x, self._noisy_operand(site, product, noise))
+        y = product.apply(product.x, self._noisy_operand(site, product, noise, layout.operand))
         deviation = additive_deviation(product, noise, y)
         if deviation is not None:
-            y = add_normal(y, deviation, self._activations, self._sign)
+            y = add_normal(y, deviation, self._activations, layout.output, self._sign)
         if noise.bias is None:
             return y
         return y + product.per_channel(torch.tensor(noise.bias, dtype=y.dtype, device=y.device), y)
 
-    def _noisy_operand(self, site: str, product: Product, noise: SiteNoise) -> Tensor:
+    def _noisy_operand(self, site: str, product: Product, noise: SiteNoise, layout: Layout | None) -> Tensor:
         if NoiseKind.WEIGHT not in noise.strength:
             return product.w
         strength = noise.strength[NoiseKind.WEIGHT]
         if product.rows is None:
             deviation = _like(strength, product.w).sqrt() * noise.ranges.operand
-            return add_normal(product.w, [deviation], self._activations, self._sign)
+            return add_normal(product.w, [deviation], self._activations, layout, self._sign)
         key = (site, product.identity)
         if key not in self._programmed:
             self._programmed[key] = self._program(product, strength)
@@ -205,24 +221,27 @@ class Normals:
     shared: torch.Generator
     examples: Sequence[torch.Generator] = ()
 
-    def fill(self, flat: Tensor, outer: int) -> None:
-        """Draw into flat memory, whose outer index has ``outer`` values."""
-        if not self.examples or outer % len(self.examples):
+    def like(self, t: Tensor, layout: Layout | None) -> Tensor:
+        """Draw as many as a tensor has values, laid out in memory as it is where its examples are outermost there.
+
+        Numbers are drawn into flat memory; drawing into a channels-last tensor is far slower.
+        """
+        flat = torch.empty(t.numel(), dtype=t.dtype, device=t.device)
+        order = sorted(range(t.dim()), key=t.stride, reverse=True)
+        if layout is None or not self.examples or not layout.fits(t.shape, len(self.examples)):
             flat.normal_(generator=self.shared)
-            return
-        for part, generator in zip(flat.view(len(self.examples), -1).unbind(), self.examples, strict=True):
-            part.normal_(generator=generator)
+            return flat.view([t.shape[axis] for axis in order]).permute([order.index(axis) for axis in range(t.dim())])
+        rows = flat.view(len(self.examples), -1)
+        for row, generator in zip(rows.unbind(), self.examples, strict=True):
+            row.normal_(generator=generator)
+        return layout.laid_out(rows, t.shape, order)
 
 
-def add_normal(t: Tensor, deviation: list[Tensor], normals: Normals, sign: float = 1.0) -> Tensor:
-    """Add normal noise, times ``sign``, whose standard deviation is the product of the given factors.
-
-    Numbers are drawn into flat memory and laid out as ``t`` is; drawing into a channels-last tensor is far slower.
-    """
-    flat = torch.empty(t.numel(), dtype=t.dtype, device=t.device)
-    order = sorted(range(t.dim()), key=t.stride, reverse=True)
-    normals.fill(flat, t.shape[order[0]] if order else 1)
-    noise = flat.view([t.shape[axis] for axis in order]).permute([order.index(axis) for axis in range(t.dim())])
+def add_normal(
+    t: Tensor, deviation: list[Tensor], normals: Normals, layout: Layout | None = OUTERMOST, sign: float = 1.0
+) -> Tensor:
+    """Add normal noise, times ``sign``, whose standard deviation is the product of the given factors."""
+    noise = normals.like(t, layout)
     for factor in deviation:
         noise = noise * factor if factor.requires_grad else noise.mul_(factor)
     noise = noise.to(t.dtype)

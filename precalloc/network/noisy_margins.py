@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from precalloc.kmaps import KMap
 from precalloc.network.batches import Batch
@@ -15,7 +15,7 @@ from precalloc.network.forward import model_device
 from precalloc.network.interception import intercept
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operators import widened
-from precalloc.network.tasks import Task
+from precalloc.network.preparation import Prepared
 from precalloc.profiles import FloatArray
 
 
@@ -39,14 +39,14 @@ class NoisyMargins:
 
     Parameters
     ----------
-    model, task
-        As `precalloc.network.preparation.prepared` gives them.
+    ready
+        The model, as `precalloc.network.preparation.prepared` gives it.
     count
         Margins of an example.
     """
 
-    def __init__(self, model: nn.Module, task: Task, data: Data, batch_size: int, count: int) -> None:
-        self._model, self._task = model, task
+    def __init__(self, ready: Prepared, data: Data, batch_size: int, count: int) -> None:
+        self._model, self._task, self._layouts = ready.model, ready.task, ready.layouts
         self._followed = [self._follow(batch, count) for batch in data.batches(batch_size)]
 
     def _follow(self, batch: Batch, count: int) -> _Followed:
@@ -60,7 +60,7 @@ class NoisyMargins:
         """Margins (draws, examples, m), nearest without noise first; every draw has one device's weight errors."""
         found = []
         for draw in range(draws):
-            injector = NoiseInjector.of(kmap, seed + draw, model_device(self._model))
+            injector = NoiseInjector.of(kmap, seed + draw, model_device(self._model), layouts=self._layouts)
             found.append([self._noisy(each, injector) for each in self._followed])
         return np.stack([np.concatenate(parts) for parts in found])
 

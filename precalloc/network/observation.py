@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +16,14 @@ from precalloc.network.batches import Batch
 from precalloc.network.draws import ExampleDraws
 from precalloc.network.forward import Forward
 from precalloc.network.interception import intercept
+from precalloc.network.layouts import Layout, SiteLayout, SiteLayouts
 from precalloc.network.operators import Product, widened
 
 # Values of a call's output that are worked on at a time: a megabyte.
 _PART_VALUES = 2**18
+
+# Examples on which layouts are looked for; whole batches would add to the time.
+_TRIED = 3
 
 Observer = Callable[[str, Product, Tensor], None]
 
@@ -72,22 +77,25 @@ class Probing:
     operands
         Source of the changes of activations, which every example has for itself.
     examples
-        In the batch. Activations are taken to have the examples outermost; where they do not, their changes are as
-        random but depend on the batch.
+        In the batch.
+    layouts
+        How operands number the examples; where they do not, changes are common to all.
     """
 
     count: int
     weights: torch.Generator
     operands: ExampleDraws
     examples: int
+    layouts: SiteLayouts
 
-    def draw(self, product: Product) -> Tensor:
+    def draw(self, site: str, product: Product) -> Tensor:
         """One change, shaped as the operand."""
-        if product.is_static or product.w.numel() % self.examples:
+        layout = None if product.is_static else self.layouts[site].operand
+        if layout is None or not layout.fits(product.w.shape, self.examples):
             change = torch.empty_like(product.w, memory_format=torch.contiguous_format)
             return change.normal_(generator=self.weights)
-        each = (product.w.numel() // self.examples,)
-        return self.operands.normal(each, np.float32).to(product.w.dtype).reshape(product.w.shape)
+        each = self.operands.normal((product.w.numel() // self.examples,), np.float32)
+        return layout.laid_out(each, product.w.shape).to(product.w.dtype)
 
 
 class Recorder:
@@ -113,15 +121,15 @@ class Recorder:
             shot = energy
             if product.w_mean_square is not None:
                 shot = energy * product.w_mean_square(widened(product.w.detach()))
-            probes = () if self._probing is None else self._probe(product, weight, y.detach(), self._probing)
+            probes = () if self._probing is None else self._probe(site, product, weight, y.detach(), self._probing)
         edge = get_gradient_edge(y)
         self.calls.append(Call(site, edge, y.shape, product.channel_axes, weight, product.rows, energy, shot, probes))
         return y
 
-    def _probe(self, product: Product, weight: Tensor, y: Tensor, probing: Probing) -> tuple[Tensor, ...]:
+    def _probe(self, site: str, product: Product, weight: Tensor, y: Tensor, probing: Probing) -> tuple[Tensor, ...]:
         """Responses to changes of the operand; the calls of one weight share its changes, as they share the array."""
         if id(weight) not in self._changes:
-            self._changes[id(weight)] = [probing.draw(product) for _ in range(probing.count)]
+            self._changes[id(weight)] = [probing.draw(site, product) for _ in range(probing.count)]
         # The difference takes off the bias without a pass of its own for it.
         return tuple(product.apply(product.x, product.w + change).sub_(y) for change in self._changes[id(weight)])
 
@@ -156,20 +164,10 @@ def output_gradients(target: Tensor, calls: Sequence[Call], keep_graph: bool = F
     return list(torch.autograd.grad(target, [call.edge for call in calls], retain_graph=keep_graph, allow_unused=True))
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Which axis of a product's output numbers the examples, and whether examples are the outer index on it."""
-
-    axis: int
-    outer: bool
-
-
 def per_example(values: Tensor, call: Call, layout: Layout, examples: int) -> Tensor:
     """Sum values of a call's output to (examples, channels)."""
-    axis, outer = layout.axis, layout.outer
-    split = values.unflatten(axis, (examples, -1) if outer else (-1, examples))
-    example_axis = axis if outer else axis + 1
-    channel_axes = [position + (position > axis) for position in _positions(call)]
+    split, example_axis = layout.split(values, examples)
+    channel_axes = [position + (position > layout.axis) for position in _positions(call)]
     kept = sorted([example_axis, *channel_axes])
     summed_axes = [i for i in range(split.dim()) if i not in kept]
     summed = split.sum(summed_axes) if summed_axes else split
@@ -222,33 +220,50 @@ def _positions(call: Call) -> list[int]:
     return [axis + len(call.shape) for axis in call.channel_axes or ()]
 
 
-def find_layouts(model: nn.Module, batch: Batch, forward: Forward) -> dict[str, Layout | None]:
-    """Find, per site, how its outputs number the examples: only their own part can move the first example's output.
+def layouts_of(model: nn.Module, batch: Batch, forward: Forward, sites: Collection[str]) -> dict[str, SiteLayout]:
+    """Find how sites number the examples, on few of a batch or, where what runs depends on them, on all."""
+    found = find_layouts(model, batch.take(_TRIED), forward)
+    return found if found.keys() >= set(sites) else find_layouts(model, batch, forward) | found
 
-    One layout serves all calls of a site, of which there may be more or fewer in another batch. None where no layout
-    fits, because the model mixes examples.
+
+def find_layouts(model: nn.Module, batch: Batch, forward: Forward) -> dict[str, SiteLayout]:
+    """Find, per site, how outputs and operands number the examples: only its own part moves the first one's output.
+
+    One layout serves all calls of a site, of which there may be more or fewer in another batch. Nothing is found where
+    the output carries no gradient.
     """
-    examples = batch.size
     output, calls = record(model, batch, forward)
-    first = output[0].flatten()
-    # A fixed direction that no symmetry of logits (their sum, their mean) can annihilate.
-    direction = torch.linspace(1.0, 2.0, len(first), device=output.device) ** 2
-    gradients = output_gradients((first * direction).sum(), calls)
+    if not output.requires_grad:
+        return {}
+    with torch.enable_grad():
+        first = output[0].flatten()
+        # A fixed direction that no symmetry of logits (their sum, their mean) can annihilate.
+        target = (first * torch.linspace(1.0, 2.0, len(first), device=output.device) ** 2).sum()
+    operands = [call for call in calls if call.rows is None]
+    targets: list[Any] = [call.edge for call in calls] + [call.weight for call in operands]
+    gradients = torch.autograd.grad(target, targets, allow_unused=True)
+    outputs = _common(calls, [call.shape for call in calls], gradients, batch.size)
+    programmed = _common(operands, [call.weight.shape for call in operands], gradients[len(calls) :], batch.size)
+    return {site: SiteLayout(layout, programmed.get(site)) for site, layout in outputs.items()}
+
+
+def _common(
+    calls: Sequence[Call], shapes: Sequence[torch.Size], gradients: Sequence[Tensor | None], examples: int
+) -> dict[str, Layout | None]:
+    """The first layout of every site that fits all its calls."""
     fitting: dict[str, list[Layout]] = {}
-    for call, gradient in zip(calls, gradients, strict=True):
-        before = fitting.get(call.site, list(_candidates(call, examples)))
-        fitting[call.site] = [layout for layout in before if _fits(call, gradient, layout, examples)]
+    for call, shape, gradient in zip(calls, shapes, gradients, strict=False):
+        channels = _positions(call) if call.rows is not None else []
+        axes = [axis for axis, size in enumerate(shape) if axis not in channels and size % examples == 0]
+        candidates = [Layout(axis, outer) for axis in axes for outer in (True, False)]
+        found = [layout for layout in candidates if _is_of_first(gradient, layout, examples)]
+        fitting[call.site] = [layout for layout in fitting.get(call.site, found) if layout in found]
     return {site: next(iter(layouts), None) for site, layouts in fitting.items()}
 
 
-def _fits(call: Call, gradient: Tensor | None, layout: Layout, examples: int) -> bool:
-    if layout not in _candidates(call, examples):
-        return False
-    return gradient is None or not bool(per_example(gradient.abs(), call, layout, examples)[1:].any())
-
-
-def _candidates(call: Call, examples: int) -> Iterator[Layout]:
-    for axis, size in enumerate(call.shape[:2]):
-        if axis not in _positions(call) and size % examples == 0:
-            yield Layout(axis, outer=True)
-            yield Layout(axis, outer=False)
+def _is_of_first(gradient: Tensor | None, layout: Layout, examples: int) -> bool:
+    """Whether a gradient is that of values of the first example alone."""
+    if gradient is None:
+        return True
+    split, axis = layout.split(gradient, examples)
+    return not bool(split.narrow(axis, 1, examples - 1).any())

@@ -16,7 +16,9 @@ from precalloc.network.criteria import LossFn, MetricFn
 from precalloc.network.data import Data
 from precalloc.network.folding import fold_batch_norm
 from precalloc.network.forward import ForwardFn
+from precalloc.network.layouts import SiteLayouts
 from precalloc.network.models import as_model
+from precalloc.network.observation import layouts_of
 from precalloc.network.sites import SiteCounts, survey
 from precalloc.network.state import untouched
 from precalloc.network.tasks import Task, resolve_task
@@ -37,11 +39,31 @@ class TaskChoices:
         return resolve_task(self.task, model, batch, self.forward_fn, self.loss_fn, self.metric_fn, self.output)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is ready for noise.
+
+    Parameters
+    ----------
+    model
+        With batch norms folded.
+    task
+        What it is for.
+    layouts
+        How its sites number the examples.
+    values
+        Of an example's outputs at the site where they are most.
+    """
+
+    model: nn.Module
+    task: Task
+    layouts: SiteLayouts
+    values: int
+
+
 @contextmanager
-def prepared(
-    model: nn.Module, data: Data, kmap: KMap, choices: TaskChoices, batch_size: int
-) -> Iterator[tuple[nn.Module, Task]]:
-    """Give the model with batch norms folded, checked against a K map, and its task; the model is left as it was.
+def prepared(model: nn.Module, data: Data, kmap: KMap, choices: TaskChoices, batch_size: int) -> Iterator[Prepared]:
+    """Make a model ready, checked against a K map; the model is left as it was.
 
     Raises
     ------
@@ -55,8 +77,10 @@ def prepared(
         first = next(data.batches(batch_size))
         task = choices.resolve(model, first)
         ready, _ = fold_batch_norm(model, lambda m: task.forward.run(m, first))
-        require_fit(kmap, survey(ready, first, task.forward).counts)
-        yield ready, task
+        counts = survey(ready, first, task.forward).counts
+        require_fit(kmap, counts)
+        layouts = layouts_of(ready, first, task.forward, counts)
+        yield Prepared(ready, task, layouts, max(count.outputs for count in counts.values()) // first.size)
 
 
 def require_fit(kmap: KMap, counts: Mapping[str, SiteCounts]) -> None:

@@ -20,9 +20,10 @@ from precalloc.network.data import Data, as_data, data_hash, labels_of
 from precalloc.network.estimators import Estimator, resolve_estimator
 from precalloc.network.folding import fold_batch_norm
 from precalloc.network.forward import Forward, ForwardFn
+from precalloc.network.layouts import SiteLayout
 from precalloc.network.measurement import Measurement, Options
 from precalloc.network.models import as_model, model_hash
-from precalloc.network.observation import Layout, find_layouts
+from precalloc.network.observation import layouts_of
 from precalloc.network.sites import require_coverage, require_deterministic, require_finite, survey
 from precalloc.network.state import untouched
 from precalloc.network.tasks import Task, resolve_task
@@ -74,9 +75,8 @@ def profile(
     seed
         Of the drawn labels and signs; the same seed gives the same profile bit for bit on one machine.
     batch_size
-        Examples at a time at most; bounds the memory. Results do not depend on it beyond rounding (with weight noise,
-        prediction tables need activations with the examples outermost for that), and under weight noise never more than
-        `precalloc.network.measurement.BLOCK` are taken at a time.
+        Examples at a time at most; bounds the memory. Results do not depend on it beyond rounding, and under weight
+        noise never more than `precalloc.network.measurement.BLOCK` are taken at a time.
     estimator
         "curvature" (one pass), or after it also "forward" (noise at one site at a time, slow, the reference) or
         `Learned` (the paper's, for one budget); `Forward` and `Learned` hold their options. All give ranges,
@@ -182,12 +182,9 @@ def _check_labels(data: Data, task: Task, output: Tensor) -> None:
         check_classes(labels, labels.shape[:1], output.shape[1])
 
 
-def _layouts(model: nn.Module, batch: Batch, forward: Forward, sites: Collection[str]) -> dict[str, Layout]:
-    found = find_layouts(model, batch.take(_TRIED), forward)
-    if not found.keys() >= set(sites):  # what runs may depend on the examples
-        found = find_layouts(model, batch, forward) | found
-    layouts = {site: layout for site, layout in found.items() if layout is not None}
-    if len(layouts) < len(found):
+def _layouts(model: nn.Module, batch: Batch, forward: Forward, sites: Collection[str]) -> dict[str, SiteLayout]:
+    layouts = layouts_of(model, batch, forward, sites)
+    if any(layout.output is None for layout in layouts.values()):
         raise ModelError(
             "The model mixes the examples of a batch: one example's input changes another's output. "
             "Profile it with batch_size=1, or take out what couples them."

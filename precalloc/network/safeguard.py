@@ -23,7 +23,7 @@ from precalloc.network.forward import ForwardFn, model_device
 from precalloc.network.models import model_hash
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operating_point import Judged, References, clean_values, noisy_values
-from precalloc.network.preparation import TaskChoices, prepared
+from precalloc.network.preparation import Prepared, TaskChoices, prepared
 from precalloc.network.splitting import hold_out
 from precalloc.network.state import derived_seed
 from precalloc.network.tasks import Task
@@ -88,8 +88,8 @@ def safeguard(
         raise DataError("Model or data are not those of the profile. Check the allocation on what was profiled.")
     choices = TaskChoices(task, forward_fn, loss_fn, metric_fn, output)
     kmaps, used = (allocation.kmap(), allocation.uniform_kmap()), first(hold_out(source)[1], examples)
-    with prepared(model, used, kmaps[0], choices, batch_size) as (ready, judged):
-        duel = _Duel(ready, judged, used, kmaps, _Effort(draws, seed, batch_size))
+    with prepared(model, used, kmaps[0], choices, batch_size) as ready:
+        duel = _Duel(ready, used, kmaps, _Effort(draws, seed, batch_size))
         identity = f"safeguard {profile.provenance} {kmaps[0].digest} {kmaps[1].digest} {used.examples} {duel.effort}"
         keeper = Checkpoint(checkpoint, identity)
         with keeper.running(duel.state, duel.restore):
@@ -142,12 +142,13 @@ class _Effort:
 class _Duel:
     """Loss and score of every example under both K maps, draw by draw."""
 
-    def __init__(self, model: nn.Module, task: Task, data: Data, kmaps: tuple[KMap, KMap], effort: _Effort) -> None:
-        self._model, self._task, self._data, self._kmaps, self.effort = model, task, data, kmaps, effort
+    def __init__(self, ready: Prepared, data: Data, kmaps: tuple[KMap, KMap], effort: _Effort) -> None:
+        self._model, self._task, self._layouts = ready.model, ready.task, ready.layouts
+        self._data, self._kmaps, self.effort = data, kmaps, effort
         self._found: list[FloatArray] = []  # of each draw: (2 K maps, loss and score, examples)
         self._weight: FloatArray = np.zeros(0)
         self._clean: FloatArray = np.zeros(0)
-        self._references = References(model, task)
+        self._references = References(ready.model, ready.task)
 
     def _judged(self) -> Iterator[Judged]:
         return map(self._references.of, self._data.batches(self.effort.batch_size))
@@ -161,7 +162,7 @@ class _Duel:
             self._clean = np.concatenate(clean)
         for draw in range(len(self._found), self.effort.draws):
             seed, device = derived_seed(self.effort.seed, _STREAM, draw), model_device(self._model)
-            injectors = [NoiseInjector.of(kmap, seed, device) for kmap in self._kmaps]
+            injectors = [NoiseInjector.of(kmap, seed, device, layouts=self._layouts) for kmap in self._kmaps]
             parts, done = [], draw * self._data.examples
             for judged in self._judged():
                 parts.append([noisy_values(self._model, self._task, judged, each) for each in injectors])

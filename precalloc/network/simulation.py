@@ -22,7 +22,7 @@ from precalloc.network.forward import ForwardFn, model_device
 from precalloc.network.interception import intercept
 from precalloc.network.models import model_hash
 from precalloc.network.noise import NoiseInjector
-from precalloc.network.preparation import TaskChoices, prepared
+from precalloc.network.preparation import Prepared, TaskChoices, prepared
 from precalloc.network.tasks import Task
 from precalloc.progress import Progress, silent
 
@@ -77,9 +77,9 @@ def validate(
     kmap = plan.kmap() if isinstance(plan, Allocation) else plan
     source = as_data(data)
     choices = TaskChoices(task, forward_fn, loss_fn, metric_fn, output)
-    with prepared(model, source, kmap, choices, batch_size) as (ready, judged):
-        run = _Simulation(ready, source, judged, kmap, seed, batch_size, seeds)
-        identity = f"{model_hash(model)} {data_hash(source)} {judged.name} {kmap.digest} {seed}"
+    with prepared(model, source, kmap, choices, batch_size) as ready:
+        run = _Simulation(ready, source, kmap, seed, batch_size, seeds)
+        identity = f"{model_hash(model)} {data_hash(source)} {ready.task.name} {kmap.digest} {seed}"
         keeper = Checkpoint(checkpoint, identity)
         with keeper.running(run.state, run.restore):
             run.go(progress, keeper)
@@ -93,10 +93,9 @@ def _ignore(_: int) -> None:
 class _Simulation:
     """Score and loss of every example, seed by seed; (examples, 2)."""
 
-    def __init__(
-        self, model: nn.Module, data: Data, task: Task, kmap: KMap, seed: int, batch_size: int, seeds: int
-    ) -> None:
-        self._model, self._data, self._task, self._kmap = model, data, task, kmap
+    def __init__(self, ready: Prepared, data: Data, kmap: KMap, seed: int, batch_size: int, seeds: int) -> None:
+        self._model, self._task, self._layouts = ready.model, ready.task, ready.layouts
+        self._data, self._kmap = data, kmap
         self._seed, self._batch_size, self._seeds = seed, batch_size, seeds
         self._references: list[Any] = []
         self._weights: list[Values] = []
@@ -107,7 +106,7 @@ class _Simulation:
         """Simulate the seeds that are not done yet."""
         device, total = model_device(self._model), self._seeds * self._data.examples
         for index in range(len(self._outcomes), self._seeds):
-            injector = NoiseInjector.of(self._kmap, self._seed + index, device)
+            injector = NoiseInjector.of(self._kmap, self._seed + index, device, layouts=self._layouts)
 
             def report(done: int, before: int = index * self._data.examples) -> None:
                 progress(before + done, total, "simulating")

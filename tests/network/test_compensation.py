@@ -187,7 +187,7 @@ def test_shifts_shrink_on_deep_networks(network, kind, k):
     x = normal(5, *shape)
     model = centred(build(), x)
     kmap = uniform_map(model, x, k, (kind,))
-    found = estimate(model, {"x": x}, kmap, draws=8, batch_size=4)
+    found = estimate(model, {"x": x}, kmap, draws=32)  # a device each pair: there is one step
     before, after = shifts(model, x, kmap, 12), shifts(model, x, kmap.compensated(found.corrections), 12)
     noise = rms({site: (error, error) for site, (_, error) in after.items()})
     assert rms(before) > 2.0 * noise
