@@ -135,20 +135,11 @@ def _join_leaves(one: Any, other: Any) -> bool:
 
 
 def join(parts: list[Batch]) -> Batch:
-    """Put batches after one another.
-
-    Raises
-    ------
-    DataError
-        If their shapes differ.
-    """
+    """Put batches after one another, each of which `Batch.joins` the first."""
     if len(parts) == 1:
         return parts[0]
     _, structure = tree_flatten(parts[0].inputs)
     columns = zip(*(tree_leaves(part.inputs) for part in parts), strict=True)
-    try:
-        leaves = [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns]
-        labels = [part.labels for part in parts if part.labels is not None]
-        return Batch(tree_unflatten(leaves, structure), torch.cat(labels) if labels else None)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise DataError(f"Batches do not join to one array each ({error}). Pad them to one shape.") from error
+    leaves = [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns]
+    labels = [part.labels for part in parts if part.labels is not None]
+    return Batch(tree_unflatten(leaves, structure), torch.cat(labels) if labels else None)

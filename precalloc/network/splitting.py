@@ -11,7 +11,7 @@ from precalloc.errors import DataError
 from precalloc.network.batches import Batch
 from precalloc.network.data import Data
 
-# Every third example is held out. They are dealt out in turn, since the first of all may be what was compensated on.
+# Every third example is held out.
 _CYCLE = 3
 
 
