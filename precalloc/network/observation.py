@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from precalloc.errors import DataError
 from precalloc.hardware import NoiseKind
 from precalloc.network.batches import Batch
+from precalloc.network.data import Data
 from precalloc.network.draws import ExampleDraws
 from precalloc.network.forward import Forward
 from precalloc.network.interception import intercept
@@ -220,10 +223,23 @@ def _positions(call: Call) -> list[int]:
     return [axis + len(call.shape) for axis in call.channel_axes or ()]
 
 
-def layouts_of(model: nn.Module, batch: Batch, forward: Forward, sites: Collection[str]) -> dict[str, SiteLayout]:
-    """Find how sites number the examples, on few of a batch or, where what runs depends on them, on all."""
+def layouts_of(
+    model: nn.Module, data: Data, batch_size: int, forward: Forward, sites: Collection[str]
+) -> dict[str, SiteLayout]:
+    """Find how sites number the examples, on few of a batch or, where what runs depends on them, on all.
+
+    A single example does not tell: where batches have one, two are run together if the model takes them.
+    """
+    batch = next(data.batches(batch_size))
     found = find_layouts(model, batch.take(_TRIED), forward)
-    return found if found.keys() >= set(sites) else find_layouts(model, batch, forward) | found
+    if not found.keys() >= set(sites):
+        found = find_layouts(model, batch, forward) | found
+    if batch_size > 1:
+        return found
+    with suppress(DataError):
+        pair = find_layouts(model, next(data.batches(2)), forward)
+        found |= {site: layout for site, layout in pair.items() if layout.output is not None}
+    return found
 
 
 def find_layouts(model: nn.Module, batch: Batch, forward: Forward) -> dict[str, SiteLayout]:

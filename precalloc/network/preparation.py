@@ -79,7 +79,7 @@ def prepared(model: nn.Module, data: Data, kmap: KMap, choices: TaskChoices, bat
         ready, _ = fold_batch_norm(model, lambda m: task.forward.run(m, first))
         counts = survey(ready, first, task.forward).counts
         require_fit(kmap, counts)
-        layouts = layouts_of(ready, first, task.forward, counts)
+        layouts = layouts_of(ready, data, batch_size, task.forward, counts)
         yield Prepared(ready, task, layouts, max(count.outputs for count in counts.values()) // first.size)
 
 

@@ -198,3 +198,4 @@ def test_models_that_mix_examples_are_refused(model, features):
     model = initialised(model, seed=1)
     with pytest.raises(ModelError, match=r"mixes the examples of a batch.*batch_size=1"):
         profile(model, normal(2, 8, features), UNIT)
+    assert profile(model, normal(2, 8, features), UNIT, batch_size=1).provenance.examples == 8
