@@ -38,6 +38,7 @@ from precalloc.network.forward import ForwardFn, model_device
 from precalloc.network.interception import intercept
 from precalloc.network.models import model_hash
 from precalloc.network.noise import NoiseInjector
+from precalloc.network.operating_point import References
 from precalloc.network.preparation import Prepared, TaskChoices, prepared
 from precalloc.network.shifts import ShiftAverages
 from precalloc.network.state import derived_seed
@@ -262,16 +263,14 @@ class _Sweep:
 
     def losses(self, kmaps: Sequence[KMap]) -> FloatArray:
         """Mean loss under one draw of each K map's noise, the same draw for all."""
-        totals, weight = np.zeros(len(kmaps)), 0.0
+        totals, weight, references = np.zeros(len(kmaps)), 0.0, References(self._model, self._task)
         for index, batch in enumerate(self._data.batches(self._step)):
-            output = self._task.output(self._model, batch)
-            reference = self._task.reference(output, batch)
-            shares = self._task.weight(output, reference)
+            judged = references.of(batch)
             for place, kmap in enumerate(kmaps):
                 with intercept(self._model, self._pair(kmap, _CHECK, index)[index % 2]):
                     noisy = self._task.output(self._model, batch)
-                totals[place] += float((self._task.loss(noisy, reference) * shares).sum())
-            weight += float(shares.sum())
+                totals[place] += float((self._task.loss(noisy, judged.reference) * judged.weight).sum())
+            weight += float(judged.weight.sum())
         mean: FloatArray = totals / weight
         return mean
 

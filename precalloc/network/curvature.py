@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from precalloc.hardware import NoiseKind
+from precalloc.network.gradients import visit_gradients
 from precalloc.network.layouts import Layout
 from precalloc.network.observation import Call, output_terms, parts, per_example
 from precalloc.network.operators import widened
@@ -95,19 +96,30 @@ def curvature_terms(
 ) -> CurvatureTerms:
     """Gradients of a sampled loss of one batch, squared as far as its examples can be told apart."""
     weights = list({id(call.weight): call for call in calls}.values()) if NoiseKind.WEIGHT in kinds else []
-    targets: list[Any] = [call.edge for call in calls] + [call.weight for call in weights]
-    gradients = torch.autograd.grad(loss, targets, allow_unused=True)
+    of_calls: dict[int, dict[NoiseKind, FloatArray]] = {}
+
+    def visit(index: int, gradient: Tensor) -> None:
+        of_calls[index] = _output_sums(gradient, calls[index], layouts[calls[index].site], examples, kinds)
+
+    gradients = visit_gradients(loss, calls, [call.weight for call in weights], visit)
     outputs: dict[NoiseKind, FloatArray] = {
         kind: np.zeros((examples, slots.total)) for kind in kinds if kind is not NoiseKind.WEIGHT
     }
-    for call, gradient in zip(calls, gradients[: len(calls)], strict=True):
-        if gradient is None:
-            continue
-        layout, place = layouts[call.site], slots.of(call.site)
-        for part in parts(call, layout, examples):
-            for kind, values in output_terms(widened(part.of(gradient)).square(), part.of(call.shot), kinds):
-                outputs[kind][part.rows, place] += per_example(values, call, layout, part.count).cpu().numpy()
-    return CurvatureTerms(outputs, *_operand_terms(weights, gradients[len(calls) :], slots))
+    for index, sums in sorted(of_calls.items()):  # calls of one site are added up in order of execution
+        for kind, values in sums.items():
+            outputs[kind][:, slots.of(calls[index].site)] += values
+    return CurvatureTerms(outputs, *_operand_terms(weights, gradients, slots))
+
+
+def _output_sums(
+    gradient: Tensor, call: Call, layout: Layout, examples: int, kinds: Sequence[NoiseKind]
+) -> dict[NoiseKind, FloatArray]:
+    """Squared gradients of one call's output times the unit variances, summed to (examples, channels)."""
+    sums: dict[NoiseKind, list[FloatArray]] = {kind: [] for kind in kinds if kind is not NoiseKind.WEIGHT}
+    for part in parts(call, layout, examples):
+        for kind, values in output_terms(widened(part.of(gradient)).square(), part.of(call.shot), kinds):
+            sums[kind].append(per_example(values, call, layout, part.count).cpu().numpy())
+    return {kind: np.concatenate(values) for kind, values in sums.items()}
 
 
 def _operand_terms(

@@ -109,6 +109,8 @@ def on_budget(k: FloatArray, share: FloatArray, bounds: tuple[FloatArray | float
     low, high = -50.0, 50.0
     for _ in range(_BISECTIONS):
         middle = 0.5 * (low + high)
+        if middle in (low, high):
+            break
         scaled = np.clip(k * np.exp(middle), *bounds)
         low, high = (middle, high) if float(share @ scaled) <= 1.0 else (low, middle)
     found: FloatArray = np.clip(k * np.exp(low), *bounds)

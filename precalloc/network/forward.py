@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -140,7 +141,8 @@ def _arguments(model: nn.Module, inputs: dict[str, Any]) -> tuple[list[Any], dic
 
 def model_device(model: nn.Module) -> torch.device:
     """Device of the model's first parameter or buffer."""
-    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def _forward_parameters(model: nn.Module) -> set[str]:

@@ -128,7 +128,8 @@ class Measurement:
         follow = min(batch.size, self.prediction_examples - int(self.totals["examples"]))
         predicts = options.margins > 0 and follow > 0
         probing = self._probing(batch, device) if predicts and NoiseKind.WEIGHT in options.kinds else None
-        output, calls = record(model, batch, self.task.forward, probing, self._observe)
+        with_energy = set(options.kinds) != {NoiseKind.THERMAL}
+        output, calls = record(model, batch, self.task.forward, probing, self._observe, with_energy)
         reference = self.task.reference(output, batch)
         margins = strongest_margins(output, reference, options.margins) if predicts else None
         covariance = (
@@ -202,11 +203,15 @@ class Measurement:
     def _add_fields(self, calls: Sequence[Call]) -> None:
         """Add up ||x||^2 and the unit shot variance over every channel's outputs."""
         for call in calls:
-            outputs_per_channel = call.shape.numel() / self.slots.channels[call.site]
-            for key, values in (("x_energy", call.x_energy), ("shot", call.shot)):
-                total = channel_sum(values, call).numpy()
-                # The field may broadcast over channels, positions or both.
-                self.fields[key][self.slots.of(call.site)] += total * outputs_per_channel * len(total) / values.numel()
+            place = self.slots.of(call.site)
+            energy = self._field(call.x_energy, call)
+            self.fields["x_energy"][place] += energy
+            self.fields["shot"][place] += energy if call.shot is call.x_energy else self._field(call.shot, call)
+
+    def _field(self, values: Tensor, call: Call) -> FloatArray:
+        """Sum over every channel's outputs; the field may broadcast over channels, positions or both."""
+        total: FloatArray = channel_sum(values, call).numpy()
+        return total * (call.shape.numel() / self.slots.channels[call.site]) * len(total) / values.numel()
 
     def _channel_factor(self, kind: NoiseKind) -> FloatArray:
         """The part of the unit variance that is constant in a channel; 1 for products of activations."""

@@ -16,7 +16,8 @@ it depends on, and into strengths given as tensors, so that one code serves simu
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 
 import torch
@@ -121,8 +122,7 @@ class NoiseInjector:
         Without this call, and at sites where the model mixes examples, the noise goes with the batch.
         """
         places = range(batch.start, batch.start + batch.size)
-        each = [seeded_generator(self._device, self._seed, _EXAMPLE_STREAM, place) for place in places]
-        self._activations = replace(self._activations, examples=each)
+        self._activations = Normals(self._activations.shared, self._seed, places)
         return self
 
     def __call__(self, site: str, product: Product) -> Tensor:
@@ -160,10 +160,12 @@ class NoiseInjector:
         assert product.rows is not None
         deviation = self._sign * _like(strength, product.w).sqrt() * weight_range(product.rows(product.w.detach()))
         error = torch.empty_like(product.w, memory_format=torch.contiguous_format).normal_(generator=self._weights)
-        # `rows` is a view or a copy of its argument, so channels are numbered by sending their indices through it.
-        index = torch.arange(product.w.numel(), device=product.w.device).view(product.w.shape)
-        order = product.rows(index)
-        error.view(-1)[order] *= deviation[:, None]
+        rows = product.rows(error)
+        if rows.untyped_storage().data_ptr() == error.untyped_storage().data_ptr():
+            rows *= deviation[:, None]
+        else:  # a copy: channels are numbered by sending their indices through
+            index = torch.arange(product.w.numel(), device=product.w.device).view(product.w.shape)
+            error.view(-1)[product.rows(index)] *= deviation[:, None]
         return product.w + error
 
 
@@ -216,10 +218,16 @@ def _shot_variance(product: Product, strength: FloatArray | Tensor, y: Tensor) -
 
 @dataclass(frozen=True)
 class Normals:
-    """Source of standard normal numbers: one stream for all, or one for each of some examples."""
+    """Source of standard normal numbers: one stream for all, or one for each of the examples at some places."""
 
     shared: torch.Generator
-    examples: Sequence[torch.Generator] = ()
+    seed: int = 0
+    places: Sequence[int] = ()
+
+    @cached_property
+    def _examples(self) -> list[torch.Generator]:
+        """Made when they are first needed: weight noise draws for no example."""
+        return [seeded_generator(self.shared.device, self.seed, _EXAMPLE_STREAM, place) for place in self.places]
 
     def like(self, t: Tensor, layout: Layout | None) -> Tensor:
         """Draw as many as a tensor has values, laid out in memory as it is where its examples are outermost there.
@@ -228,11 +236,11 @@ class Normals:
         """
         flat = torch.empty(t.numel(), dtype=t.dtype, device=t.device)
         order = sorted(range(t.dim()), key=t.stride, reverse=True)
-        if layout is None or not self.examples or not layout.fits(t.shape, len(self.examples)):
+        if layout is None or not self.places or not layout.fits(t.shape, len(self.places)):
             flat.normal_(generator=self.shared)
             return flat.view([t.shape[axis] for axis in order]).permute([order.index(axis) for axis in range(t.dim())])
-        rows = flat.view(len(self.examples), -1)
-        for row, generator in zip(rows.unbind(), self.examples, strict=True):
+        rows = flat.view(len(self.places), -1)
+        for row, generator in zip(rows.unbind(), self._examples, strict=True):
             row.normal_(generator=generator)
         return layout.laid_out(rows, t.shape, order)
 

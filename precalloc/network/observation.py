@@ -47,7 +47,7 @@ class Call:
     weight
         Its programmed operand as a separate variable, one for all calls of a site with the same weight.
     x_energy
-        ||x||^2 of every output's receptive field, broadcastable to the output.
+        ||x||^2 of every output's receptive field, broadcastable to the output; zero where it was not asked for.
     shot
         Variance of every output under unit shot noise, without the per-channel factor of a static weight.
     rows
@@ -104,9 +104,11 @@ class Probing:
 class Recorder:
     """Handler of `intercept` that records every product and lets the gradient reach its output and its weight."""
 
-    def __init__(self, probing: Probing | None = None, observe: Observer | None = None) -> None:
+    def __init__(
+        self, probing: Probing | None = None, observe: Observer | None = None, with_energy: bool = True
+    ) -> None:
         self.calls: list[Call] = []
-        self._observe = observe
+        self._observe, self._with_energy = observe, with_energy
         self._weights: dict[tuple[str, Hashable], Tensor] = {}
         self._probing = probing
         self._changes: dict[int, list[Tensor]] = {}
@@ -120,14 +122,21 @@ class Recorder:
         with torch.no_grad():
             if self._observe is not None:
                 self._observe(site, product, y)
-            energy = product.x_energy(widened(product.x.detach()))
-            shot = energy
-            if product.w_mean_square is not None:
-                shot = energy * product.w_mean_square(widened(product.w.detach()))
+            energy, shot = self._energies(product, y)
             probes = () if self._probing is None else self._probe(site, product, weight, y.detach(), self._probing)
         edge = get_gradient_edge(y)
         self.calls.append(Call(site, edge, y.shape, product.channel_axes, weight, product.rows, energy, shot, probes))
         return y
+
+    def _energies(self, product: Product, y: Tensor) -> tuple[Tensor, Tensor]:
+        """||x||^2 and unit shot variance of every output."""
+        if not self._with_energy:
+            nothing = y.new_zeros([1] * y.dim())
+            return nothing, nothing
+        energy = product.x_energy(widened(product.x.detach()))
+        if product.w_mean_square is None:
+            return energy, energy
+        return energy, energy * product.w_mean_square(widened(product.w.detach()))
 
     def _probe(self, site: str, product: Product, weight: Tensor, y: Tensor, probing: Probing) -> tuple[Tensor, ...]:
         """Responses to changes of the operand; the calls of one weight share its changes, as they share the array."""
@@ -151,12 +160,14 @@ def record(
     forward: Forward,
     probing: Probing | None = None,
     observe: Observer | None = None,
+    with_energy: bool = True,
 ) -> tuple[Tensor, list[Call]]:
     """Run the model with gradients; return its output and its products in order of execution.
 
     ``probing`` draws random changes of every programmed operand; ``observe(site, product, y)`` sees every call.
+    Without ``with_energy`` the inputs' energies are left out.
     """
-    recorder = Recorder(probing, observe)
+    recorder = Recorder(probing, observe, with_energy)
     with torch.enable_grad(), intercept(model, recorder):
         output = forward(model, batch)
     return output, recorder.calls
@@ -248,7 +259,7 @@ def find_layouts(model: nn.Module, batch: Batch, forward: Forward) -> dict[str, 
     One layout serves all calls of a site, of which there may be more or fewer in another batch. Nothing is found where
     the output carries no gradient.
     """
-    output, calls = record(model, batch, forward)
+    output, calls = record(model, batch, forward, with_energy=False)
     if not output.requires_grad:
         return {}
     with torch.enable_grad():

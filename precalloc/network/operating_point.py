@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from precalloc.kmaps import KMap
 from precalloc.network.batches import Batch
+from precalloc.network.criteria import Classification
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.forward import model_device
 from precalloc.network.interception import intercept
@@ -39,13 +40,22 @@ class References:
     def __init__(self, model: nn.Module, task: Task) -> None:
         self._model, self._task = model, task
         self._known: dict[int, tuple[object, Tensor]] = {}
+        self._longest: Tensor | None = None
 
     def of(self, batch: Batch) -> Judged:
         """Judge a batch; batches are told apart by where they start."""
         if batch.start not in self._known:
-            judged = Judged.of(self._model, self._task, batch)
+            judged = Judged.by(self._task, batch, self._output(batch))
             self._known[batch.start] = judged.reference, judged.weight
         return Judged(batch, *self._known[batch.start])
+
+    def _output(self, batch: Batch) -> Tensor:
+        """The output for a batch; any other's where class labels are what it is held against, and only shapes count."""
+        only_shapes = batch.labels is not None and isinstance(self._task.criterion, Classification)
+        if self._longest is None or not only_shapes or len(self._longest) < batch.size:
+            with torch.no_grad():
+                self._longest = self._task.output(self._model, batch)
+        return self._longest[: batch.size]
 
 
 @dataclass(frozen=True)
@@ -70,9 +80,13 @@ class Judged:
     def of(cls, model: nn.Module, task: Task, batch: Batch) -> Judged:
         """Run the noiseless network on a batch."""
         with torch.no_grad():
-            output = task.output(model, batch)
-            reference = task.reference(output, batch)
-            return cls(batch, reference, task.weight(output, reference))
+            return cls.by(task, batch, task.output(model, batch))
+
+    @classmethod
+    def by(cls, task: Task, batch: Batch, output: Tensor) -> Judged:
+        """Judge a batch by the noiseless network's output."""
+        reference = task.reference(output, batch)
+        return cls(batch, reference, task.weight(output, reference))
 
 
 def noisy_values(model: nn.Module, task: Task, judged: Judged, injector: NoiseInjector) -> FloatArray:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from precalloc.errors import KMapError
 from precalloc.kmaps import KMap
@@ -15,13 +15,13 @@ from precalloc.network.batches import Batch
 from precalloc.network.criteria import LossFn, MetricFn
 from precalloc.network.data import Data
 from precalloc.network.folding import fold_batch_norm
-from precalloc.network.forward import ForwardFn
+from precalloc.network.forward import Forward, ForwardFn
 from precalloc.network.layouts import SiteLayouts
 from precalloc.network.models import as_model
 from precalloc.network.observation import layouts_of
 from precalloc.network.sites import SiteCounts, survey
 from precalloc.network.state import untouched
-from precalloc.network.tasks import Task, resolve_task
+from precalloc.network.tasks import Task, resolve_forward, resolve_task
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,14 @@ class TaskChoices:
     metric_fn: MetricFn | None = None
     output: str | int | None = None
 
-    def resolve(self, model: nn.Module, batch: Batch) -> Task:
-        """Complete the choices by what a batch tells; raises as `precalloc.network.tasks.resolve_task` does."""
-        return resolve_task(self.task, model, batch, self.forward_fn, self.loss_fn, self.metric_fn, self.output)
+    @property
+    def forward(self) -> Forward:
+        """How the model is run."""
+        return resolve_forward(self.task, self.forward_fn, self.output)
+
+    def resolve(self, model: nn.Module, batch: Batch, clean: Tensor) -> Task:
+        """Complete the choices by the output for a batch; raises as `precalloc.network.tasks.resolve_task` does."""
+        return resolve_task(self.task, model, batch, self.forward_fn, self.loss_fn, self.metric_fn, self.output, clean)
 
 
 @dataclass(frozen=True)
@@ -74,13 +79,13 @@ def prepared(model: nn.Module, data: Data, kmap: KMap, choices: TaskChoices, bat
     """
     model = as_model(model)
     with untouched(model), torch.no_grad():
-        first = next(data.batches(batch_size))
-        task = choices.resolve(model, first)
-        ready, _ = fold_batch_norm(model, lambda m: task.forward.run(m, first))
-        counts = survey(ready, first, task.forward).counts
-        require_fit(kmap, counts)
-        layouts = layouts_of(ready, data, batch_size, task.forward, counts)
-        yield Prepared(ready, task, layouts, max(count.outputs for count in counts.values()) // first.size)
+        first, forward = next(data.batches(batch_size)), choices.forward
+        ready, _ = fold_batch_norm(model, lambda m: forward.run(m, first))
+        found = survey(ready, first, forward)
+        task = choices.resolve(model, first, forward.chosen(found.output))
+        require_fit(kmap, found.counts)
+        layouts = layouts_of(ready, data, batch_size, forward, found.counts)
+        yield Prepared(ready, task, layouts, max(count.outputs for count in found.counts.values()) // first.size)
 
 
 def require_fit(kmap: KMap, counts: Mapping[str, SiteCounts]) -> None:

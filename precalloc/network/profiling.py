@@ -25,7 +25,7 @@ from precalloc.network.models import as_model, model_hash
 from precalloc.network.observation import layouts_of
 from precalloc.network.sites import require_coverage, require_deterministic, require_finite, survey
 from precalloc.network.state import untouched
-from precalloc.network.tasks import Task, resolve_task
+from precalloc.network.tasks import Task, resolve_forward, resolve_task
 from precalloc.profiles import Profile, Provenance
 from precalloc.progress import Progress, silent
 
@@ -106,12 +106,13 @@ def profile(
     resolve_estimator(estimator)
     with untouched(model):
         first = next(source.batches(batch_size))
-        judged = resolve_task(task, model, first, forward_fn, loss_fn, metric_fn, output)
-        ready, _ = fold_batch_norm(model, lambda m: judged.forward.run(m, first))
-        found = survey(ready, first, judged.forward)
+        forward = resolve_forward(task, forward_fn, output)
+        ready, _ = fold_batch_norm(model, lambda m: forward.run(m, first))
+        found = survey(ready, first, forward)
+        clean = forward.chosen(found.output)
+        judged = resolve_task(task, model, first, forward_fn, loss_fn, metric_fn, output, clean)
         _log.info("%s: %d sites, %d uncovered operators", judged.name, len(found.counts), len(found.uncovered))
         require_coverage(found.counts, found.uncovered, allow_uncovered)
-        clean = judged.forward.chosen(found.output)
         require_finite(clean)
         judged.require_sound(clean, first)
         require_deterministic(ready, first.take(_TRIED), judged.forward)

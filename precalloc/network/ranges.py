@@ -14,7 +14,7 @@ from precalloc.errors import DataError
 _Values = NDArray[np.float32]
 
 # Values of which only the extremes are looked at, where these are too small.
-_GROUP = 64
+_GROUP = 128
 
 
 def flat_view(t: Tensor) -> Tensor:
@@ -70,12 +70,13 @@ class TailRange:
         grouped = flat.numel() - flat.numel() % _GROUP
         groups = flat[:grouped].view(-1, _GROUP)
         extremes = _as_array(groups.amax(1) if sign > 0 else groups.amin(1)) * sign
-        index = np.flatnonzero(_above(extremes, bound))
+        index, least = np.flatnonzero(_above(extremes, bound)), -math.inf
         if len(index) > self._size:
             index = index[np.argpartition(extremes[index], -self._size)[-self._size :]]
+            least = float(extremes[index].min())  # as many values are no smaller: those that are have no place
         chosen = groups.index_select(0, torch.from_numpy(index).to(flat.device))
         found = np.concatenate([_as_array(part).ravel() for part in (chosen, flat[grouped:])]) * sign
-        return found[_above(found, bound)]
+        return found[_above(found, bound) if least <= bound else ~(found < least)]
 
     def _largest(self, values: _Values) -> _Values:
         return values if len(values) < self._size else np.partition(values, -self._size)[-self._size :]

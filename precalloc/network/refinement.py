@@ -33,7 +33,7 @@ from precalloc.network.folding import fold_batch_norm
 from precalloc.network.forward import ForwardFn, model_device
 from precalloc.network.models import as_model, model_hash
 from precalloc.network.noise import NoiseInjector
-from precalloc.network.operating_point import Judged, References, batch_sensitivity, noisy_values
+from precalloc.network.operating_point import References, batch_sensitivity, noisy_values
 from precalloc.network.splitting import hold_out
 from precalloc.network.state import derived_seed, untouched
 from precalloc.network.tasks import Task, resolve_task
@@ -48,6 +48,8 @@ _LEAST_STEPS = 4
 # Of the first step in log K: sixteen of them, ever shorter, reach a factor of e.
 _LENGTH = 0.12
 _CHECK_EXAMPLES = 256
+# Larger batches leave the cache and take longer.
+_CHECK_BATCH = 32
 
 
 def refine(
@@ -219,9 +221,9 @@ def _compare(
         [NoiseInjector.of(kmap, derived_seed(seed, _CHECK, draw), model_device(model)) for draw in range(draws)]
         for kmap in kmaps
     ]
-    found, weights = [], []
-    for batch in data.batches(128):
-        judged = Judged.of(model, task, batch)
+    found, weights, references = [], [], References(model, task)
+    for batch in data.batches(_CHECK_BATCH):
+        judged = references.of(batch)
         weights.append(judged.weight.double().cpu().numpy())
         found.append([[noisy_values(model, task, judged, each) for each in row] for row in injectors])
         if sum(map(len, weights)) >= _CHECK_EXAMPLES:

@@ -130,6 +130,11 @@ class Task:
         return self.criterion.score(output, reference)
 
 
+def resolve_forward(task: Task | str | None, forward_fn: ForwardFn | None, output: str | int | None) -> Forward:
+    """How the model is run, which is known before its task is; parameters as of `resolve_task`."""
+    return task.forward if isinstance(task, Task) else Forward(forward_fn, output)
+
+
 def resolve_task(
     task: Task | str | None,
     model: nn.Module,
@@ -138,6 +143,7 @@ def resolve_task(
     loss_fn: LossFn | None = None,
     metric_fn: MetricFn | None = None,
     output: str | int | None = None,
+    clean: Tensor | None = None,
 ) -> Task:
     """Complete what the user says of the task by what one batch tells.
 
@@ -148,9 +154,11 @@ def resolve_task(
         position token classification, other labels regression; without labels, logits (examples, classes) are a
         classification by agreement. A causal language model of transformers is a language model.
     model, batch
-        The model runs once on the batch where shapes must tell.
+        The model runs once on the batch where shapes must tell and ``clean`` is not given.
     forward_fn, loss_fn, metric_fn, output
         See `Task`, `CustomLoss` and `Forward`.
+    clean
+        The output for the batch.
 
     Raises
     ------
@@ -163,7 +171,7 @@ def resolve_task(
                 "A Task already says how to run and judge. Leave out forward_fn, loss_fn, metric_fn, output."
             )
         return task
-    forward = Forward(forward_fn, output)
+    forward = resolve_forward(task, forward_fn, output)
     if loss_fn is not None:
         return Task(CustomLoss(loss_fn), forward, metric_fn)
     if task is not None and task not in TASKS:
@@ -174,7 +182,8 @@ def resolve_task(
         return Task(TokenClassification(), forward, metric_fn)
     if task == "regression":
         return Task(Regression(), forward, metric_fn)
-    return Task(_infer(forward(model, batch), batch.labels, task is not None), forward, metric_fn)
+    clean = forward(model, batch) if clean is None else clean
+    return Task(_infer(clean, batch.labels, task is not None), forward, metric_fn)
 
 
 def _infer(output: Tensor, labels: Tensor | None, must_classify: bool) -> Criterion:
