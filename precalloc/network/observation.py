@@ -235,17 +235,16 @@ def _positions(call: Call) -> list[int]:
 
 
 def layouts_of(
-    model: nn.Module, data: Data, batch_size: int, forward: Forward, sites: Collection[str]
+    model: nn.Module, data: Data, first: Batch, forward: Forward, sites: Collection[str]
 ) -> dict[str, SiteLayout]:
-    """Find how sites number the examples, on few of a batch or, where what runs depends on them, on all.
+    """Find how sites number the examples, on few of the first batch or, where what runs depends on them, on all.
 
     A single example does not tell: where batches have one, two are run together if the model takes them.
     """
-    batch = next(data.batches(batch_size))
-    found = find_layouts(model, batch.take(_TRIED), forward)
+    found = find_layouts(model, first.take(_TRIED), forward)
     if not found.keys() >= set(sites):
-        found = find_layouts(model, batch, forward) | found
-    if batch_size > 1:
+        found = find_layouts(model, first, forward) | found
+    if first.size > 1:
         return found
     with suppress(DataError):
         pair = find_layouts(model, next(data.batches(2)), forward)

@@ -84,7 +84,7 @@ def prepared(model: nn.Module, data: Data, kmap: KMap, choices: TaskChoices, bat
         found = survey(ready, first, forward)
         task = choices.resolve(model, first, forward.chosen(found.output))
         require_fit(kmap, found.counts)
-        layouts = layouts_of(ready, data, batch_size, forward, found.counts)
+        layouts = layouts_of(ready, data, first, forward, found.counts)
         yield Prepared(ready, task, layouts, max(count.outputs for count in found.counts.values()) // first.size)
 
 

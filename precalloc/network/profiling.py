@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from precalloc import __version__
 from precalloc.errors import ModelError
 from precalloc.hardware import Hardware
+from precalloc.network.batches import Batch
 from precalloc.network.checkpoints import Checkpoint
 from precalloc.network.criteria import Classification, LossFn, MetricFn, check_classes
 from precalloc.network.data import Data, as_data, data_hash, labels_of
@@ -119,7 +120,7 @@ def profile(
         _check_labels(source, judged, clean)
         margins = min(margins, clean.shape[1] - 1) if judged.has_margins else 0
         options = Options(hardware.kinds, seed, batch_size, margins, prediction_examples, range_percentile)
-        layouts = _layouts(ready, source, batch_size, judged.forward, found.counts)
+        layouts = _layouts(ready, source, first, judged.forward, found.counts)
         measurement = Measurement(options, judged, found.counts, first.size, layouts, source.examples)
         keeper = Checkpoint(checkpoint, f"{model_hash(model)} {data_hash(source)} {judged.name} {options}")
         with keeper.running(measurement.state, measurement.restore):
@@ -183,9 +184,9 @@ def _check_labels(data: Data, task: Task, output: Tensor) -> None:
 
 
 def _layouts(
-    model: nn.Module, data: Data, batch_size: int, forward: Forward, sites: Collection[str]
+    model: nn.Module, data: Data, first: Batch, forward: Forward, sites: Collection[str]
 ) -> dict[str, SiteLayout]:
-    layouts = layouts_of(model, data, batch_size, forward, sites)
+    layouts = layouts_of(model, data, first, forward, sites)
     if any(layout.output is None for layout in layouts.values()):
         raise ModelError(
             "The model mixes the examples of a batch: one example's input changes another's output. "
