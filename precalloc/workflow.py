@@ -189,6 +189,7 @@ def refine(
         task=effort.task,
         output=effort.output,
         seed=effort.seed,
+        batch_size=effort.batch_size,
         progress=effort.progress,
         checkpoint=checkpoint_of(directory / "refinement"),
     )

@@ -29,6 +29,7 @@ from precalloc.network.criteria import Classification
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.forward import model_device
 from precalloc.network.interception import intercept
+from precalloc.network.layouts import SiteLayouts
 from precalloc.network.noise import NoiseInjector, SiteNoise
 from precalloc.network.tasks import Task
 from precalloc.profiles import FloatArray
@@ -113,6 +114,7 @@ def batch_sensitivity(
     slots: ChannelSlots,
     seed: int,
     signs: Sequence[float] = (1.0, -1.0),
+    layouts: SiteLayouts | None = None,
 ) -> FloatArray:
     """Sum over a batch of the local sensitivities, weighted as its examples count, (channels,).
 
@@ -127,6 +129,8 @@ def batch_sensitivity(
         Of one noise draw, weight errors included.
     signs
         Of the draw, averaged over; by default both.
+    layouts
+        How sites number the examples; with them every example has noise of its own, whatever batch it comes in.
     """
     repetitions = {
         name: torch.from_numpy(np.broadcast_to(kmap.repetitions[name], (channels,)).astype(np.float64))
@@ -140,7 +144,8 @@ def batch_sensitivity(
             for name, log in log_k.items():
                 bias = kmap.bias_corrections.get(name)
                 sites[name] = SiteNoise.of(kmap.hardware, log.exp(), kmap.ranges[name], bias)
-            with intercept(model, NoiseInjector(sites, seed, model_device(model), sign)):
+            injector = NoiseInjector(sites, seed, model_device(model), sign, layouts or {})
+            with intercept(model, injector if layouts is None else injector.at(judged.batch)):
                 output = task.output(model, judged.batch)
             loss = (task.loss(output, judged.reference) * judged.weight).sum()
             gradients = torch.autograd.grad(loss, list(log_k.values()), allow_unused=True)

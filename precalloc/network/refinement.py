@@ -24,21 +24,23 @@ from precalloc.allocator import Allocator
 from precalloc.budgets import Budget, BudgetKind
 from precalloc.errors import DataError, ProfileError
 from precalloc.kmaps import KMap
+from precalloc.network.batches import Batch
 from precalloc.network.checkpoints import Arrays, Checkpoint
 from precalloc.network.criteria import LossFn, MetricFn
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.data import Data, as_data, data_hash
+from precalloc.network.data_parts import first
 from precalloc.network.descent import LogDescent, Schedule
-from precalloc.network.folding import fold_batch_norm
 from precalloc.network.forward import ForwardFn, model_device
-from precalloc.network.models import as_model, model_hash
+from precalloc.network.models import model_hash
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operating_point import References, batch_sensitivity, noisy_values
+from precalloc.network.preparation import Prepared, TaskChoices, prepared
 from precalloc.network.splitting import hold_out
-from precalloc.network.state import derived_seed, untouched
-from precalloc.network.tasks import Task, resolve_task
+from precalloc.network.state import derived_seed
+from precalloc.network.tasks import Task
 from precalloc.objective import Granularity, Objective, with_damage
-from precalloc.profiles import Profile
+from precalloc.profiles import FloatArray, Profile
 from precalloc.progress import Progress, silent
 from precalloc.refinements import REFINED, Refinement
 
@@ -64,6 +66,7 @@ def refine(
     metric_fn: MetricFn | None = None,
     output: str | int | None = None,
     steps: int = 16,
+    step_examples: int = 32,
     batch_size: int = 32,
     draws: int = 2,
     seed: int = 0,
@@ -85,8 +88,10 @@ def refine(
         The profile, and what was allocated from it.
     task, forward_fn, loss_fn, metric_fn, output
         As for `precalloc.profile`.
-    steps, batch_size
+    steps, step_examples
         Stochastic steps, and examples of each; every example takes one noisy pass with gradients.
+    batch_size
+        Examples at a time at most; bounds the memory, and changes results by rounding alone.
     draws
         Noise draws of the comparison.
     seed
@@ -113,19 +118,18 @@ def refine(
     source = as_data(data)
     _require_same(model, source, profile, allocation)
     profile = profile.select(allocation.choices.analog(profile.sites))
-    model = as_model(model)
-    with untouched(model):
-        first = next(source.batches(batch_size))
-        judged = resolve_task(task, model, first, forward_fn, loss_fn, metric_fn, output)
-        ready, _ = fold_batch_norm(model, lambda m: judged.forward.run(m, first))
+    choices = TaskChoices(task, forward_fn, loss_fn, metric_fn, output)
+    with prepared(model, source, allocation.kmap(), choices, batch_size) as ready:
         chosen_on, held_out = hold_out(source)
-        descent = _Descent(ready, judged, chosen_on, profile, allocation, _Effort(steps, batch_size, seed))
-        identity = f"refinement {profile.provenance} {judged.name} {allocation.kmap().digest} {descent.effort}"
+        effort = _Effort(steps, step_examples, seed)
+        descent = _Descent(ready, chosen_on, profile, allocation, effort, batch_size)
+        identity = f"refinement {profile.provenance} {ready.task.name} {allocation.kmap().digest} {effort}"
         keeper = Checkpoint(checkpoint, identity)
         with keeper.running(descent.state, descent.restore):
             descent.go(progress, keeper)
         refined = descent.allocation()
-        seen = _compare(ready, judged, held_out, [allocation.kmap(), refined.kmap()], draws, seed, steps)
+        kmaps, checked = (allocation.kmap(), refined.kmap()), first(held_out, _CHECK_EXAMPLES)
+        seen = _compare(ready, checked, kmaps, draws, effort, min(batch_size, _CHECK_BATCH))
     return replace(refined if seen.kept else allocation, refinement=seen)
 
 
@@ -146,18 +150,18 @@ def _require_same(model: nn.Module, data: Data, profile: Profile, allocation: Al
 @dataclass(frozen=True)
 class _Effort:
     steps: int
-    batch_size: int
+    step_examples: int
     seed: int
 
 
 class _Descent:
-    """Steps down the noisy loss, each on one batch."""
+    """Steps down the noisy loss, each on some examples."""
 
     def __init__(
-        self, model: nn.Module, task: Task, data: Data, profile: Profile, start: Allocation, effort: _Effort
+        self, ready: Prepared, data: Data, profile: Profile, start: Allocation, effort: _Effort, batch_size: int
     ) -> None:
-        self._model, self._task, self._data, self._profile, self._start = model, task, data, profile, start
-        self.effort, self._references = effort, References(model, task)
+        self._ready, self._data, self._profile, self._start = ready, data, profile, start
+        self._effort, self._batch_size, self._references = effort, batch_size, References(ready.model, ready.task)
         self._slots = ChannelSlots.of_sites({site.name: site.channels for site in profile.sites})
         choices = start.choices.of_analog()
         allocator = Allocator.of(profile, start.hardware, start.granularity, choices=choices)
@@ -168,16 +172,24 @@ class _Descent:
     def go(self, progress: Progress, keeper: Checkpoint) -> None:
         """Take the steps that are not done yet."""
         passes = itertools.chain.from_iterable(
-            self._data.batches(self.effort.batch_size) for _ in itertools.repeat(None)
+            self._data.batches(self._effort.step_examples) for _ in itertools.repeat(None)
         )
-        for batch in itertools.islice(passes, self._place.done, self.effort.steps):
-            judged = self._references.of(batch)
-            seed = derived_seed(self.effort.seed, _DESCENT, self._place.done)
-            total = batch_sensitivity(self._model, self._task, judged, self._kmap(), self._slots, seed, (1.0,))
-            mean = total / float(judged.weight.sum())
+        for batch in itertools.islice(passes, self._place.done, self._effort.steps):
+            mean = self._mean_sensitivity(batch, derived_seed(self._effort.seed, _DESCENT, self._place.done))
             self._place.step(self._slots.sum_sites(mean) if self._is_layer else mean)
             keeper.offer(self._place.state)
-            progress(self._place.done, self.effort.steps, "refining")
+            progress(self._place.done, self._effort.steps, "refining")
+
+    def _mean_sensitivity(self, batch: Batch, seed: int) -> FloatArray:
+        """Mean over a step's examples of the local sensitivities under one draw of noise, (channels,)."""
+        ready, total, weight = self._ready, np.zeros(self._slots.total), 0.0
+        for part in batch.split(self._batch_size):
+            judged = self._references.of(part)
+            total += batch_sensitivity(
+                ready.model, ready.task, judged, self._kmap(), self._slots, seed, (1.0,), ready.layouts
+            )
+            weight += float(judged.weight.sum())
+        return total / weight
 
     @property
     def _is_layer(self) -> bool:
@@ -214,22 +226,18 @@ class _Descent:
 
 
 def _compare(
-    model: nn.Module, task: Task, data: Data, kmaps: Sequence[KMap], draws: int, seed: int, steps: int
+    ready: Prepared, data: Data, kmaps: Sequence[KMap], draws: int, effort: _Effort, batch_size: int
 ) -> Refinement:
     """Loss and score of two K maps under the same noise."""
-    injectors = [
-        [NoiseInjector.of(kmap, derived_seed(seed, _CHECK, draw), model_device(model)) for draw in range(draws)]
-        for kmap in kmaps
-    ]
-    found, weights, references = [], [], References(model, task)
-    for batch in data.batches(_CHECK_BATCH):
+    seeds, device = [derived_seed(effort.seed, _CHECK, draw) for draw in range(draws)], model_device(ready.model)
+    injectors = [[NoiseInjector.of(kmap, seed, device, layouts=ready.layouts) for seed in seeds] for kmap in kmaps]
+    found, weights, references = [], [], References(ready.model, ready.task)
+    for batch in data.batches(batch_size):
         judged = references.of(batch)
         weights.append(judged.weight.double().cpu().numpy())
-        found.append([[noisy_values(model, task, judged, each) for each in row] for row in injectors])
-        if sum(map(len, weights)) >= _CHECK_EXAMPLES:
-            break
+        found.append([[noisy_values(ready.model, ready.task, judged, each) for each in row] for row in injectors])
     loss, score = np.moveaxis(np.concatenate(found, axis=3), 2, 0)  # (map, draw, example) each
     weight = np.concatenate(weights)
     gain, score_gain = paired_difference(loss[0], loss[1], weight), paired_difference(score[1], score[0], weight)
     kept = gain[0] > 0.0 and not score_gain[2] < 0.0
-    return Refinement(kept, *gain, *score_gain, steps=steps, examples=loss.shape[2], draws=draws)
+    return Refinement(kept, *gain, *score_gain, steps=effort.steps, examples=loss.shape[2], draws=draws)

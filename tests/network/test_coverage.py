@@ -421,7 +421,7 @@ def test_refinement_obeys_choices():
     ties = ("recurrent.weight_*_reverse",)
     choices = Choices(exclude=("head",), fixed={"recurrent.weight_hh_l0": 3.0}, ties=ties)
     start = allocate(measured, "2x", choices=choices)
-    refined = refine(model, x, measured, start, steps=5, batch_size=8, draws=2)
+    refined = refine(model, x, measured, start, steps=5, step_examples=8, draws=2)
     for result in (start, refined):
         assert result.by_site["recurrent.weight_hh_l0"] == 3.0
         assert result.by_site["recurrent.weight_ih_l0_reverse"] == result.by_site["recurrent.weight_hh_l0_reverse"]
