@@ -74,7 +74,7 @@ def test_batches_change_nothing_but_rounding():
     found = []
     for size in (1, 19, 70):
         points = calibrate(model, (X, Y), measured, points=1, draws=2, examples=40, batch_size=size).calibration
-        corrected = compensate(model, (X, Y), plan, examples=40, batch_size=size)
+        corrected = compensate(model, (X, Y), plan, examples=64, batch_size=size)
         kept = safeguard(model, (X, Y), measured, corrected, draws=2, examples=60, batch_size=size)
         simulated = validate(model, (X, Y), corrected, seeds=2, batch_size=size)
         seen = refine(model, (X, Y), measured, plan, steps=4, batch_size=size).refinement
