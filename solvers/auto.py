@@ -22,10 +22,11 @@ from solvers.relaxation import Relaxation
 from solvers.solution import Solution, Stats, Status, unusable, usable
 from solvers.terms import FloatArray
 
-# Subproblems that are enumerated by default, and squared variables times these: the more variables, the longer a
-# subproblem takes and the less of the gap there is to close (a ten-millionth for six hundred).
+_MOST_SPLIT = 20_000  # variables times subproblems that `auto` relaxes by default
 _MOST_SUBPROBLEMS = 300
-_MOST_SPLIT = 1_000_000
+# Squared variables times subproblems after which a small gap is enough: the more variables, the longer a
+# subproblem takes, and the less of the gap it closes.
+_MOST_FOR_PROOF = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,10 @@ def _branch(problem: Problem, least: FloatArray, options: Options) -> Solution:
         raise MethodError("method 'branch' takes integer and listed levels; use 'auto' with continuous ones")
     limit = options.node_limit
     if limit is None:
-        limit = max(1, min(_MOST_SUBPROBLEMS, _MOST_SPLIT // problem.n**2))
+        limit = max(1, min(_MOST_SUBPROBLEMS, _MOST_SPLIT // problem.n))
+    proof_limit = max(1, _MOST_FOR_PROOF // problem.n**2) if options.node_limit is None else limit
     relaxed = _relax(problem)
-    closed = close_gap(relaxed, limit)
+    closed = close_gap(relaxed, limit, proof_limit)
     return _certified(problem, replace(relaxed, k=closed.k, bound=closed.bound), least, closed.nodes)
 
 

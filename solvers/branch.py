@@ -32,6 +32,7 @@ Extended = np.ndarray[tuple[int, ...], np.dtype[np.longdouble]]
 ROUNDS = ((24, 1_000), (100, 3_000))  # core departures, states a half
 
 _PAIRS = 1_000_000
+_NEGLIGIBLE = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +63,11 @@ class _Half:
         return found
 
 
-def close_gap(root: Relaxed, node_limit: int) -> Closed:
+def close_gap(root: Relaxed, node_limit: int, proof_limit: int) -> Closed:
     """Improve the allocation and bound of `root` until they meet or `node_limit` subproblems were enumerated.
 
-    Best first: of the subproblems left, that of least bound is enumerated, and split if that leaves it open.
+    After `proof_limit` subproblems it is enough that they meet but for a hundred-thousandth. Best first: of the
+    subproblems left, that of least bound is enumerated, and split if that leaves it open.
     """
     problem, k = root.relaxation.problem, root.k
     best, open_bound, ticket = problem.value(k), np.inf, itertools.count()
@@ -73,7 +75,8 @@ def close_gap(root: Relaxed, node_limit: int) -> Closed:
     nodes = 0
     while heap and nodes < node_limit:
         tolerance = 0.25 * PROOF_TOLERANCE * abs(best - problem.floor)
-        if best - min(heap[0][0], open_bound) <= tolerance:
+        enough = _NEGLIGIBLE * abs(best - problem.floor) if nodes >= proof_limit else tolerance
+        if best - min(heap[0][0], open_bound) <= enough:
             break
         bound, _, node = heapq.heappop(heap)
         nodes += 1
