@@ -56,9 +56,10 @@ def safeguard(
 ) -> Allocation:
     """Simulate an allocation and the uniform one beside it under the same noise, and keep the allocation if it holds.
 
-    It is judged on the third of the calibration data that refinement holds out, and does not hold where the whole 95 %
-    interval of the difference in score (in loss, for tasks without a score) over examples and noise draws is on the
-    side of uniform K. The allocation that comes back then has uniform K, the
+    It is judged on the third of the calibration data that refinement holds out, and does not hold where its mean loss
+    is higher than that of uniform K, or the whole 95 % interval of the difference in score over examples and noise
+    draws is on the side of uniform K. (Of two K maps that the held-out data had no part in, it may choose the better.)
+    The allocation that comes back then has uniform K, the
     corrections of uniform K, and a note that says so. The same simulation tells how far the damage of all noise
     together is from the sum over sites that K was chosen by: where its whole interval is off by more than a factor
     ``LARGEST_FACTOR``, another note says so.
@@ -94,12 +95,12 @@ def safeguard(
         keeper = Checkpoint(checkpoint, identity)
         with keeper.running(duel.state, duel.restore):
             duel.go(progress, keeper)
-    name, (lost, low, high) = duel.loss_to_uniform()
     seen = f"simulated on {used.examples} held-out calibration examples with {draws} noise draws"
-    if not low > 0.0:
+    lost = duel.lost_to_uniform()
+    if lost is None:
         return allocation.with_notes(*_interaction_notes(duel.increase(0), allocation.objective, seen))
     return _uniform_instead(profile, allocation).with_notes(
-        f"Uniform K is kept: {seen}, the allocation was worse in {name} by {lost:.4g} [{low:.4g}, {high:.4g}].",
+        f"Uniform K is kept: {seen}, the allocation was worse in {lost}.",
         *_interaction_notes(duel.increase(1), allocation.uniform.damage, seen),
     )
 
@@ -171,13 +172,16 @@ class _Duel:
             self._found.append(np.concatenate(parts, axis=2))
             keeper.offer(self.state)
 
-    def loss_to_uniform(self) -> tuple[str, tuple[float, float, float]]:
-        """By how much uniform K is better, its 95 % interval, and in what."""
+    def lost_to_uniform(self) -> str | None:
+        """In what uniform K is better, by how much, and its 95 % interval; None where it is not."""
         found = np.stack(self._found)
         allocated, uniform = found[:, 0], found[:, 1]
-        if np.isnan(found[:, :, 1]).any():
-            return "loss", paired_difference(allocated[:, 0], uniform[:, 0], self._weight)
-        return "accuracy", paired_difference(uniform[:, 1], allocated[:, 1], self._weight)
+        if not np.isnan(found[:, :, 1]).any():
+            score, low, high = paired_difference(uniform[:, 1], allocated[:, 1], self._weight)
+            if low > 0.0:
+                return f"accuracy by {score:.4g} [{low:.4g}, {high:.4g}]"
+        loss, low, high = paired_difference(allocated[:, 0], uniform[:, 0], self._weight)
+        return f"loss by {loss:.4g} [{low:.4g}, {high:.4g}]" if loss > 0.0 else None
 
     def increase(self, kmap: int) -> tuple[float, float, float]:
         """By how much the noise of one of the K maps raises the loss, and its 95 % interval."""
