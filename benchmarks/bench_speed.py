@@ -11,7 +11,7 @@ ratios are printed with their range over the repeats. Needs the CIFAR-10 ResNet2
 
     python benchmarks/bench_speed.py [--fixtures DIR] [--examples N] [--repeats N]
 
-By default all 2000 examples of its calibration set are taken: on a few, what is done once (the first ranges, the survey)
+By default all 2000 examples of its calibration set are taken: on a few, what is done once (first ranges, the survey)
 weighs more.
 """
 
