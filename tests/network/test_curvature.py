@@ -29,12 +29,12 @@ from networks import (
 )
 from torch.nn import functional as F
 
-from precalloc import profile
+from precalloc import allocate, profile
 from precalloc.kmaps import KMap, SiteRanges
 from precalloc.network.interception import intercept
 from precalloc.network.measurement import BLOCK
 from precalloc.network.noise import NoiseInjector
-from precalloc.objective import Granularity
+from precalloc.objective import Granularity, Objective
 
 UNIT = hardware(levels=dict.fromkeys(KINDS, 1.0))
 EXAMPLES, PROFILES, DRAWS = 48, 24, 100
@@ -225,3 +225,26 @@ def test_same_seed_same_bits_and_unlike_seeds_differ():
     for kind in KINDS:
         assert np.array_equal(first.damage[kind], again.damage[kind])
         assert not np.array_equal(first.damage[kind], other.damage[kind])
+
+
+def test_intervals_of_predicted_losses_cover_the_population():
+    """Samples of 100 examples, noise that costs half as much as the network's own errors."""
+    model, chip, trials = initialised(Perceptron(), seed=1), hardware((SHOT,)), 60
+
+    def sample(seed, examples):
+        x = normal(seed, examples, 6)
+        with torch.no_grad():
+            return x, model(x) + 0.3 * (1.0 + x[:, :1].abs()) * normal(10**6 + seed, examples, 4)
+
+    everyone = profile(model, sample(0, 20_000), chip, batch_size=500)
+    damage = Objective.of(everyone, chip, Granularity.LAYER).damage
+    assert damage.sum() > 0.3 * everyone.clean_loss
+    deviations = []
+    for seed in range(1, trials + 1):
+        found = allocate(profile(model, sample(seed, 100), chip, batch_size=100), "1x")
+        truth = everyone.clean_loss + float((damage / found.repetitions).sum())
+        low, high = found.predicted_loss_interval
+        deviations.append(2.0 * (found.predicted_loss - truth) / (high - low))
+    covered = np.mean(np.abs(deviations) <= 1.0)
+    assert covered > 0.95 - 3.0 * (0.95 * 0.05 / trials) ** 0.5
+    assert np.std(deviations) > 0.2  # not by being far too wide: 0.5 were exact
