@@ -11,6 +11,9 @@ lies within both 95 % intervals taken together (root of the sum of squares), sin
 examples; beside it stands how often the predicted interval alone holds the simulated number. Pairs whose simulated drop
 is above 5 points are left out of the summary and counted.
 
+With --predict-anew the K maps of an earlier run are predicted anew and not simulated again, which takes hours: what
+was simulated does not depend on predictions.
+
 Prints the table and the summary, and draws the scatter plot with --picture. With --rows, pairs are kept in that file as
 they are found, and calibrated profiles beside it; an interrupted run goes on. Needs the fixtures:
 
@@ -55,7 +58,7 @@ DEFAULT_FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
 PRESETS = ("homodyne-1550nm", "crossbar-thermal", "crossbar-weight")
 LARGEST = 0.05
 STREAM = 901
-DRAWS = 2  # of bias corrections
+DRAWS, CORRECTED_ON = 2, 256  # of bias corrections: noise draws, calibration examples
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,9 @@ class Effort:
 
 
 EFFORTS = {
-    "kws-dscnn": Effort((0.005, 0.01, 0.018, 0.027, 0.036, 0.045), 700, 2, 35, 256),
-    "cifar10-resnet20": Effort((0.005, 0.015, 0.028, 0.042), 5000, 1, 50, 256),
-    "sst2-minilm": Effort((0.01, 0.03), 872, 1, 32, 128, compensated=False),
+    "kws-dscnn": Effort((0.005, 0.01, 0.018, 0.027, 0.036, 0.045), 700, 2, 35, 512),
+    "cifar10-resnet20": Effort((0.005, 0.015, 0.028, 0.042), 5000, 1, 50, 512),
+    "sst2-minilm": Effort((0.01, 0.03), 872, 1, 32, 256, compensated=False),
 }
 
 
@@ -189,7 +192,7 @@ def pair(network: Network, allocator: Allocator, family: str, drop: float) -> di
     source = found.uniform if family == "uniform" else found
     kmap = found.uniform_kmap() if family == "uniform" else found.kmap()
     if network.effort.compensated:
-        examples = first(network.calibration, network.effort.calibration)
+        examples = first(network.calibration, CORRECTED_ON)
         effort = compensation.Effort(DRAWS, derived_seed(STREAM), examples.examples, network.effort.batch)
         kmap = kmap.compensated(compensation.corrections_only(network.model, examples, kmap, TaskChoices(), effort))
     predicted = source.predicted
@@ -199,6 +202,28 @@ def pair(network: Network, allocator: Allocator, family: str, drop: float) -> di
         "predicted": [predicted.drop, predicted.drop_low, predicted.drop_high],
         "simulated": network.simulate(kmap),
     }
+
+
+def anew(network: Network, row: dict[str, Any]) -> dict[str, Any]:
+    """Predict a K map of an earlier run once more."""
+    hardware, family = precalloc.Hardware.load(row["hardware"]), "uniform" if row["map"] == "uniform" else "allocated"
+    granularity = "layer" if family == "uniform" else row["map"]
+    allocator = Allocator.of(network.calibrated(row["hardware"], granularity), hardware, parse_granularity(granularity))
+    energy = row["budget"] * allocator.objective.cost_at_k1 * (1.0 + 1e-9)
+    if family == "uniform":
+        k, used = allocator.uniform_k(energy), energy
+    else:
+        found = allocator.within(Budget(BudgetKind.ENERGY, energy))
+        k, used = found.repetitions, found.energy_joule
+    assert abs(used / energy - 1.0) < 1e-6, row
+    predicted = allocator.predict(k, family)
+    assert predicted is not None
+    return row | {"predicted": [predicted.drop, predicted.drop_low, predicted.drop_high]}
+
+
+def again(network: Network, preset: str, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Predict the K maps of one network and hardware anew."""
+    return (anew(network, row) for row in rows if (row["network"], row["hardware"]) == (network.name, preset))
 
 
 def energy_for(allocator: Allocator, family: str, drop: float) -> float:
@@ -269,6 +294,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(EFFORTS), choices=list(EFFORTS))
     parser.add_argument("--presets", nargs="+", default=PRESETS)
     parser.add_argument("--rows", type=Path, help="JSON lines to keep pairs in; profiles are kept beside it")
+    parser.add_argument("--predict-anew", type=Path, help="rows of an earlier run, to be predicted anew")
     parser.add_argument("--kept", action="store_true", help="print what is kept in --rows, and run nothing")
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
@@ -276,12 +302,13 @@ def main() -> None:
         print(f"Skipped: no fixtures in {arguments.fixtures}; give their folder with --fixtures.")
         return
     kept = arguments.rows is not None and arguments.rows.is_file()
-    rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()] if kept else []
+    rows = read(arguments.rows) if kept else []
     known = {(row["network"], row["hardware"], row["map"], row["target"]) for row in rows}
+    earlier = None if arguments.predict_anew is None else read(arguments.predict_anew)
     for name in [] if arguments.kept else arguments.only:
         network = Network(arguments.fixtures, name, arguments.rows.parent if arguments.rows else None)
         for preset in arguments.presets:
-            for row in pairs(network, preset, known):
+            for row in pairs(network, preset, known) if earlier is None else again(network, preset, earlier):
                 rows.append(row)
                 if arguments.rows:
                     with arguments.rows.open("a") as file:
@@ -289,6 +316,11 @@ def main() -> None:
     show(rows)
     if arguments.picture:
         draw(rows, arguments.picture)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Pairs that were kept in a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -59,6 +59,9 @@ class Prior:
 _GAIN, _LOG_FACTOR = Prior(0.5, 0.1, 0.03), Prior(1.0, 0.3, 0.1)
 _LEAST_EXCESS, _EXCESS_SPREAD = 0.1, 0.05
 _SPREAD_WEIGHT = 4.0
+# Examples that share the weight errors of one device in each draw: consecutive ones, from the first on. Many devices
+# tell more of their mean than few.
+DEVICE_EXAMPLES = 32
 # Expected drops below this are taken to be it.
 _LEAST_DROP = 1e-6
 # Noise levels farther off than this, in e-folds, are taken to be at this distance: nothing is known of them.
@@ -95,13 +98,14 @@ class SimulatedPoint:
 
     @classmethod
     def of(cls, predictor: Predictor, k: FloatArray | float, margins: FloatArray) -> SimulatedPoint:
-        """Compare with the margins (draws, n, m) that noise gave to the first n examples."""
+        """Compare with the margins (draws, n, m) that noise gave to the first n examples, some of them to a device."""
         n = margins.shape[1]
         clean, variance = predictor.margins[:n], predictor.moments(k)[1][:n, 0, 0]
         near = _near(clean[:, 0], variance)
         d, noisy = clean[near, 0], margins[:, near, 0]
-        gain, gain_variance = _ratio((noisy - d) * d, np.square(d))
-        factor, factor_variance = _ratio(np.square(noisy - (1.0 + gain) * d), variance[near])
+        device = (np.arange(n) // DEVICE_EXAMPLES)[near]
+        gain, gain_variance = _ratio((noisy - d) * d, np.square(d), device)
+        factor, factor_variance = _ratio(np.square(noisy - (1.0 + gain) * d), variance[near], device)
         expected = float(predictor.lost(k, Distortion(gain, math.log(factor)))[:n].mean())
         lost = predictor.labels.first(n).lost(clean, margins)
         was_right = np.all(clean > 0.0, axis=1).astype(float)
@@ -125,17 +129,17 @@ def _near(margin: FloatArray, variance: FloatArray) -> npt.NDArray[np.bool_]:
     return near
 
 
-def _ratio(values: FloatArray, base: FloatArray) -> tuple[float, float]:
+def _ratio(values: FloatArray, base: FloatArray, device: npt.NDArray[np.int64]) -> tuple[float, float]:
     """Ratio of the sums of values (draws, n), averaged over draws, and base (n,); and its variance.
 
-    The larger of what differences between examples and between draws show: weight noise is common to all examples.
+    The larger of what differences between examples and between the examples of devices (n,) show: weight noise is
+    common to those of one.
     """
-    draws, n = values.shape
     ratio = float(values.mean(axis=0).sum() / base.sum())
     rest = values.mean(axis=0) - ratio * base
-    of_examples = float(np.square(rest).sum()) * n / max(n - 1, 1)
-    of_draws = float(values.sum(axis=1).var(ddof=1)) / draws if draws > 1 else 0.0
-    return ratio, max(of_examples, of_draws) / float(base.sum()) ** 2
+    groups = [rest, np.bincount(np.unique(device, return_inverse=True)[1], rest)]
+    of_groups = [float(np.square(group).sum()) * len(group) / max(len(group) - 1, 1) for group in groups]
+    return ratio, max(of_groups) / float(base.sum()) ** 2
 
 
 def _excess(lost: FloatArray, expected: float) -> tuple[float, float]:
@@ -143,8 +147,8 @@ def _excess(lost: FloatArray, expected: float) -> tuple[float, float]:
     draws, n = lost.shape
     of_draws = 1.0 / (draws * n) ** 2  # as if one more example had turned over: none does not show that none ever will
     if draws > 1:
-        each, common = lost.var(axis=0, ddof=1).sum() / n**2, lost.mean(axis=1).var(ddof=1)
-        of_draws += float(max(each, common)) / draws
+        of_devices = np.add.reduceat(lost, np.arange(0, n, DEVICE_EXAMPLES), axis=1)
+        of_draws += float(max(each.var(axis=0, ddof=1).sum() for each in (lost, of_devices))) / n**2 / draws
     else:
         of_draws += float(lost.var()) / n
     return float(lost.mean()) / expected - 1.0, of_draws / expected**2

@@ -12,7 +12,7 @@ from test_kmap_files import SCHEMA
 
 from precalloc.accuracy import SimulatedAccuracy
 from precalloc.allocator import Allocator, allocate
-from precalloc.calibration import Calibration, Line, NoiseResponse, Prior, SimulatedPoint
+from precalloc.calibration import DEVICE_EXAMPLES, Calibration, Line, NoiseResponse, Prior, SimulatedPoint
 from precalloc.kmap_files import kmap_json, kmap_record
 from precalloc.objective import Granularity
 from precalloc.prediction import Predictor
@@ -63,16 +63,15 @@ def test_a_drop_that_gaussian_margins_do_not_explain_is_an_excess():
     assert odd.simulated > same.simulated
 
 
-def test_noise_common_to_all_examples_shows_in_the_error():
-    found = predictor()
+def test_noise_common_to_the_examples_of_a_device_shows_in_the_error():
+    found, errors = predictor(1600), []
     mean = found.moments(4.0)[0]
-    one, many = (
-        SimulatedPoint.of(found, 4.0, np.stack([(1.0 + gain) * mean + spread for gain in (-0.3, -0.1)]))
-        for spread in (0.0, np.random.default_rng(0).normal(0.0, 0.1, mean.shape))
-    )
-    assert one.gain == pytest.approx(-0.2)
-    assert math.sqrt(one.gain_variance) == pytest.approx(0.1)
-    assert many.gain_variance >= 0.9 * one.gain_variance
+    for seed in range(60):
+        gains = np.random.default_rng(seed).normal(-0.2, 0.1, (2, 1600 // DEVICE_EXAMPLES))
+        point = SimulatedPoint.of(found, 4.0, (1.0 + gains.repeat(DEVICE_EXAMPLES, axis=1)[..., None]) * mean)
+        errors.append((point.gain + 0.2) / math.sqrt(point.gain_variance))
+    assert abs(np.mean(errors)) < 4.0 / math.sqrt(60)
+    assert 0.7 < np.std(errors) < 1.3
 
 
 PRIOR = Prior(1.0, 0.3, 0.1)

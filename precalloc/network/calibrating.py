@@ -35,7 +35,9 @@ from precalloc.search import least
 # Predicted drops at which K maps are simulated, in this order: each is found with what the earlier ones taught.
 _DROPS = (0.02, 0.05, 0.008, 0.03, 0.08, 0.015)
 _STREAM = 301
-_COMPENSATION_DRAWS = 4
+_PASSES = 1024
+# As many as `precalloc.compensate` takes.
+_COMPENSATION_EXAMPLES, _COMPENSATION_DRAWS = 128, 2
 
 
 def calibrate(
@@ -53,8 +55,8 @@ def calibrate(
     metric_fn: MetricFn | None = None,
     output: str | int | None = None,
     points: int = 3,
-    draws: int = 4,
-    examples: int = 256,
+    draws: int | None = None,
+    examples: int = 512,
     seed: int = 0,
     batch_size: int = 32,
     progress: Progress = silent,
@@ -77,7 +79,8 @@ def calibrate(
     task, forward_fn, loss_fn, metric_fn, output
         As for `precalloc.profile`.
     points, draws, examples
-        Budgets, noise draws at each, and how many of the examples are simulated.
+        Budgets, noise draws at each, and how many of the examples are simulated. By default as many draws as make about
+        a thousand noisy passes of an example, two at least: many examples with few draws tell more than the opposite.
     seed, batch_size
         Of the noise, and of the passes.
     progress
@@ -101,6 +104,7 @@ def calibrate(
         raise ProfileError(f"The profile holds no margins per {granularity}, so there is nothing to calibrate.")
     compensated = chip.digital_biases if compensate is None else compensate
     used = first(source, min(examples, allocator.predictor.examples))
+    draws = max(2, _PASSES // used.examples) if draws is None else draws
     of_task = TaskChoices(task, forward_fn, loss_fn, metric_fn, output)
     effort = _Effort(points, draws, seed, batch_size, compensated)
     identity = f"calibration {profile.provenance} {chip.to_dict()} {granularity} {choices} {used.examples} {effort}"
@@ -180,7 +184,8 @@ class _Run:
 
     def _compensated(self, kmap: KMap, index: int) -> KMap:
         seed = derived_seed(self.effort.seed, _STREAM, index, 1)
-        effort = compensation.Effort(_COMPENSATION_DRAWS, seed, self._data.examples, self.effort.batch_size)
+        examples = min(self._data.examples, _COMPENSATION_EXAMPLES)
+        effort = compensation.Effort(_COMPENSATION_DRAWS, seed, examples, self.effort.batch_size)
         return kmap.compensated(compensation.corrections_only(self._model, self._data, kmap, self._choices, effort))
 
     def state(self) -> Arrays:

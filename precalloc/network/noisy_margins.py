@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from precalloc.calibration import DEVICE_EXAMPLES
 from precalloc.kmaps import KMap
 from precalloc.network.batches import Batch
 from precalloc.network.data import Data
@@ -16,13 +18,15 @@ from precalloc.network.interception import intercept
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operators import widened
 from precalloc.network.preparation import Prepared
+from precalloc.network.state import derived_seed
 from precalloc.profiles import FloatArray
 
 
 @dataclass(frozen=True)
 class _Followed:
-    """A batch with the class that is right (examples, 1), and the others whose margins are followed (examples, m)."""
+    """Examples of one device with the class that is right (n, 1), and the others whose margins are followed (n, m)."""
 
+    device: int
     batch: Batch
     reference: Tensor
     others: Tensor
@@ -47,22 +51,30 @@ class NoisyMargins:
 
     def __init__(self, ready: Prepared, data: Data, batch_size: int, count: int) -> None:
         self._model, self._task, self._layouts = ready.model, ready.task, ready.layouts
-        self._followed = [self._follow(batch, count) for batch in data.batches(batch_size)]
+        self._followed = [
+            self._follow(device, batch, count)
+            for device, block in enumerate(data.batches(DEVICE_EXAMPLES))
+            for batch in block.split(batch_size)
+        ]
 
-    def _follow(self, batch: Batch, count: int) -> _Followed:
+    def _follow(self, device: int, batch: Batch, count: int) -> _Followed:
         with torch.no_grad():
             output = self._task.output(self._model, batch)
         reference = self._task.reference(output, batch)[:, None]
         others = output.scatter(1, reference, -torch.inf).topk(count, dim=1).indices
-        return _Followed(batch, reference, others)
+        return _Followed(device, batch, reference, others)
 
     def under(self, kmap: KMap, draws: int, seed: int) -> FloatArray:
-        """Margins (draws, examples, m), nearest without noise first; every draw has one device's weight errors."""
+        """Margins (draws, examples, m), nearest without noise first; `DEVICE_EXAMPLES` share a device in every draw."""
         found = []
         for draw in range(draws):
-            injector = NoiseInjector.of(kmap, seed + draw, model_device(self._model), layouts=self._layouts)
-            found.append([self._noisy(each, injector) for each in self._followed])
-        return np.stack([np.concatenate(parts) for parts in found])
+            parts = []
+            for device, followed in itertools.groupby(self._followed, lambda each: each.device):
+                own = derived_seed(seed, draw, device)
+                injector = NoiseInjector.of(kmap, own, model_device(self._model), layouts=self._layouts)
+                parts += [self._noisy(each, injector) for each in followed]
+            found.append(np.concatenate(parts))
+        return np.stack(found)
 
     def _noisy(self, followed: _Followed, injector: NoiseInjector) -> FloatArray:
         with torch.no_grad(), intercept(self._model, injector.at(followed.batch)):
