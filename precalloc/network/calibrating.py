@@ -35,9 +35,8 @@ from precalloc.search import least
 # Predicted drops at which K maps are simulated, in this order: each is found with what the earlier ones taught.
 _DROPS = (0.02, 0.05, 0.008, 0.03, 0.08, 0.015)
 _STREAM = 301
+# Noisy passes of an example at each point.
 _PASSES = 1024
-# As many as `precalloc.compensate` takes.
-_COMPENSATION_EXAMPLES, _COMPENSATION_DRAWS = 128, 2
 
 
 def calibrate(
@@ -184,8 +183,7 @@ class _Run:
 
     def _compensated(self, kmap: KMap, index: int) -> KMap:
         seed = derived_seed(self.effort.seed, _STREAM, index, 1)
-        examples = min(self._data.examples, _COMPENSATION_EXAMPLES)
-        effort = compensation.Effort(_COMPENSATION_DRAWS, seed, examples, self.effort.batch_size)
+        effort = compensation.Effort(compensation.DRAWS, seed, compensation.EXAMPLES, self.effort.batch_size)
         return kmap.compensated(compensation.corrections_only(self._model, self._data, kmap, self._choices, effort))
 
     def state(self) -> Arrays:

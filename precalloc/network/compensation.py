@@ -51,6 +51,8 @@ _ESTIMATION, _CHECK = 101, 102
 # Averages move on from step to step, and so do devices. A step has 32 examples, or fewer where a product of theirs
 # would have more values: that bounds the memory whatever batch size is asked for, and does not change with it.
 _STEP, _STEP_VALUES = 32, 2**26
+# By default, here and where predictions are calibrated for compensated K maps.
+DRAWS, EXAMPLES = 2, 128
 
 Plan = TypeVar("Plan", KMap, Allocation)
 
@@ -97,9 +99,9 @@ def compensate(
     loss_fn: LossFn | None = None,
     metric_fn: MetricFn | None = None,
     output: str | int | None = None,
-    draws: int = 2,
+    draws: int = DRAWS,
     seed: int = 0,
-    examples: int = 128,
+    examples: int = EXAMPLES,
     batch_size: int = 32,
     progress: Progress = silent,
     checkpoint: Path | None = None,

@@ -268,7 +268,7 @@ def find_layouts(model: nn.Module, batch: Batch, forward: Forward) -> dict[str, 
     operands = [call for call in calls if call.rows is None]
     targets: list[Any] = [call.edge for call in calls] + [call.weight for call in operands]
     gradients = torch.autograd.grad(target, targets, allow_unused=True)
-    outputs = _common(calls, [call.shape for call in calls], gradients, batch.size)
+    outputs = _common(calls, [call.shape for call in calls], gradients[: len(calls)], batch.size)
     programmed = _common(operands, [call.weight.shape for call in operands], gradients[len(calls) :], batch.size)
     return {site: SiteLayout(layout, programmed.get(site)) for site, layout in outputs.items()}
 
@@ -278,7 +278,7 @@ def _common(
 ) -> dict[str, Layout | None]:
     """The first layout of every site that fits all its calls."""
     fitting: dict[str, list[Layout]] = {}
-    for call, shape, gradient in zip(calls, shapes, gradients, strict=False):
+    for call, shape, gradient in zip(calls, shapes, gradients, strict=True):
         channels = _positions(call) if call.rows is not None else []
         axes = [axis for axis, size in enumerate(shape) if axis not in channels and size % examples == 0]
         candidates = [Layout(axis, outer) for axis in axes for outer in (True, False)]

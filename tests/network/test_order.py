@@ -10,12 +10,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from precalloc import allocate, calibrate, compensate, profile, refine, safeguard, sites, validate
-from precalloc.network import images
+from precalloc.network import compensation, images
 from precalloc.network.compensation import Effort, corrections_only
 from precalloc.network.data import as_data
 from precalloc.network.data_files import load_data
+from precalloc.network.layouts import Layout
 from precalloc.network.overlap import unseen
 from precalloc.network.preparation import TaskChoices
+from precalloc.network.shifts import ShiftAverages
 
 CHIP = hardware(digital_biases=True)
 X, Y = normal(2, 70, 2, 6, 6), (torch.arange(70) * 4) // 70  # sorted by class
@@ -116,6 +118,50 @@ def test_batches_change_nothing_but_rounding_where_time_comes_first():
     for other in found[1:]:
         np.testing.assert_allclose(found[0][0], other[0], rtol=2e-3, atol=1e-6)
         np.testing.assert_allclose(found[0][1:], other[1:], rtol=1e-5)
+
+
+@pytest.mark.parametrize("room", [2**26, 700])  # values of a product at a time: 24 examples take several steps of 700
+def test_corrections_move_on_in_steps_that_the_batch_size_does_not_change(room, monkeypatch):
+    monkeypatch.setattr(compensation, "_STEP_VALUES", room)
+    model = initialised(ConvNet(), seed=1)
+    kmap = allocate(profile(model, (X, Y), CHIP, margins=0), "4x").kmap()
+    largest = []
+    expect = ShiftAverages.expect
+    monkeypatch.setattr(ShiftAverages, "expect", lambda s, m, b, f: largest.append(b.size) or expect(s, m, b, f))
+    found = [corrections_only(model, (X, Y), kmap, TaskChoices(), Effort(2, 0, 24, size)) for size in (1, 9, 24)]
+    most = max(site.outputs for site in sites(model, X).sites)
+    assert set(largest) == ({24} if room == 2**26 else {room // most, 24 % (room // most)} - {0})
+    for site, correction in found[0].items():
+        for other in found[1:]:
+            np.testing.assert_allclose(correction, other[site], rtol=1e-4, atol=1e-7)
+
+
+class OneAtATime(ConvNet):
+    """Takes a single example."""
+
+    def forward(self, x):
+        if len(x) != 1:
+            raise ValueError("one at a time")
+        return super().forward(x)
+
+
+def test_models_that_take_single_examples_only():
+    model, many = initialised(OneAtATime(), seed=1), initialised(ConvNet(), seed=1)
+    found, expected = (profile(each, (X[:8], Y[:8]), CHIP, batch_size=1) for each in (model, many))
+    for kind, damage in expected.damage.items():
+        np.testing.assert_array_equal(found.damage[kind], damage)
+    plan = allocate(found, "4x")
+    one, other = (validate(each, (X[:8], Y[:8]), plan, seeds=2, batch_size=1) for each in (model, many))
+    assert one == other
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("outer", [True, False])
+def test_values_of_examples_are_found_where_they_were_laid_out(axis, outer):
+    layout, shape, rows = Layout(axis, outer), (6, 6, 6), normal(1, 3, 72)
+    values, at = layout.split(layout.laid_out(rows, shape), 3)
+    assert torch.equal(values.movedim(at, 0).reshape(3, -1).sort(1).values, rows.sort(1).values)
+    assert layout.laid_out(rows, shape).shape == shape
 
 
 def test_profiles_without_labels_and_in_blocks_of_several_batches(tmp_path):
