@@ -41,7 +41,7 @@ from precalloc.allocator import Allocator
 from precalloc.budgets import Budget, BudgetKind
 from precalloc.intervals import paired
 from precalloc.network import compensation
-from precalloc.network.data import data_hash
+from precalloc.network.data import Data, data_hash
 from precalloc.network.data_files import load_data
 from precalloc.network.data_parts import first
 from precalloc.network.forward import model_device
@@ -55,6 +55,7 @@ from precalloc.objective import parse_granularity
 from precalloc.search import least
 
 DEFAULT_FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
+PARTS = ("calib.npz", "eval.npz")
 PRESETS = ("homodyne-1550nm", "crossbar-thermal", "crossbar-weight")
 LARGEST = 0.05
 # Discrete K of many channels are found to within a part of their damage, and so of their energy.
@@ -87,15 +88,16 @@ EFFORTS = {
 
 
 class Network:
-    """One fixture with its data, and what the noiseless network says of the evaluation examples."""
+    """One fixture's model with calibration and evaluation data, and what it says of the latter without noise."""
 
-    def __init__(self, folder: Path, name: str, keep: Path | None) -> None:
-        self.name, self.effort, self._keep = name, EFFORTS[name], keep
+    def __init__(
+        self, folder: Path, name: str, effort: Effort, data: tuple[Data, Data] | None = None, keep: Path | None = None
+    ) -> None:
+        self.name, self.effort, self._keep = name, effort, keep
         self.model = load_model(f"{folder / name / 'model.py'}:build")
-        self.calibration = load_data(str(folder / name / "calib.npz"))
-        evaluation = load_data(str(folder / name / "eval.npz"))
+        self.calibration, evaluation = data or tuple(load_data(str(folder / name / part)) for part in PARTS)
         assert data_hash(self.calibration) != data_hash(evaluation)
-        self.evaluation = first(evaluation, self.effort.examples)
+        self.evaluation = first(evaluation, effort.examples)
 
     @cached_property
     def profile(self) -> precalloc.Profile:
@@ -307,12 +309,14 @@ def main() -> None:
     known = {(row["network"], row["hardware"], row["map"], row["target"]) for row in rows}
     earlier = arguments.predict_anew
     for name in [] if arguments.kept else arguments.only:
-        network = Network(arguments.fixtures, name, arguments.rows.parent if arguments.rows else None)
+        keep = arguments.rows.parent if arguments.rows else None
+        network = Network(arguments.fixtures, name, EFFORTS[name], keep=keep)
         for preset in arguments.presets:
             if earlier is None:
                 found = pairs(network, preset, known)
             else:
-                found = again(network, Network(arguments.fixtures, name, earlier.parent), preset, read(earlier))
+                then = Network(arguments.fixtures, name, EFFORTS[name], keep=earlier.parent)
+                found = again(network, then, preset, read(earlier))
             for row in found:
                 rows.append(row)
                 if arguments.rows:

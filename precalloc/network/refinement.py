@@ -23,6 +23,7 @@ from precalloc.allocation import Allocation
 from precalloc.allocator import Allocator
 from precalloc.budgets import Budget, BudgetKind
 from precalloc.errors import DataError, ProfileError
+from precalloc.hardware import Hardware, NoiseKind
 from precalloc.kmaps import KMap
 from precalloc.network.batches import Batch
 from precalloc.network.checkpoints import Arrays, Checkpoint
@@ -47,8 +48,9 @@ from precalloc.refinements import REFINED, Refinement
 _DESCENT, _CHECK = 201, 202
 # Fewer cannot tell a gradient from its noise.
 _LEAST_STEPS = 4
-# Of the first step in log K: sixteen of them, ever shorter, reach a factor of e.
-_LENGTH = 0.12
+# Of the first step in log K, by whether corrections are at work: sixteen, ever shorter, reach a factor of e with them,
+# and of four without, where K alone bears the shift of means and has farther to go.
+_LENGTH = {True: 0.12, False: 0.16}
 _CHECK_EXAMPLES = 256
 # Larger batches leave the cache and take longer.
 _CHECK_BATCH = 32
@@ -66,9 +68,9 @@ def refine(
     metric_fn: MetricFn | None = None,
     output: str | int | None = None,
     steps: int = 16,
-    step_examples: int = 32,
+    step_examples: int = 16,
     batch_size: int = 32,
-    draws: int = 2,
+    draws: int | None = None,
     seed: int = 0,
     progress: Progress = silent,
     checkpoint: Path | None = None,
@@ -93,7 +95,8 @@ def refine(
     batch_size
         Examples at a time at most; bounds the memory, and changes results by rounding alone.
     draws
-        Noise draws of the comparison.
+        Noise draws of the comparison; by default one, since every example has noise of its own, but two where weights
+        have errors, which all examples share.
     seed
         Of the noise.
     progress
@@ -129,6 +132,7 @@ def refine(
             descent.go(progress, keeper)
         refined = descent.allocation()
         kmaps, checked = (allocation.kmap(), refined.kmap()), first(held_out, _CHECK_EXAMPLES)
+        draws = draws or _draws(allocation.hardware)
         seen = _compare(ready, checked, kmaps, draws, effort, min(batch_size, _CHECK_BATCH))
     return replace(refined if seen.kept else allocation, refinement=seen)
 
@@ -166,7 +170,7 @@ class _Descent:
         choices = start.choices.of_analog()
         allocator = Allocator.of(profile, start.hardware, start.granularity, choices=choices)
         self._objective = allocator.objective
-        schedule = Schedule(effort.steps, _LENGTH)
+        schedule = Schedule(effort.steps, _LENGTH[bool(start.bias_corrections)])
         self._place = LogDescent(allocator.problem, start.budget_joule, start.repetitions, schedule)
 
     def go(self, progress: Progress, keeper: Checkpoint) -> None:
@@ -223,6 +227,10 @@ class _Descent:
     def restore(self, arrays: Arrays) -> None:
         """Go on after the finished steps."""
         self._place.restore(arrays)
+
+
+def _draws(hardware: Hardware) -> int:
+    return 2 if any(term.kind is NoiseKind.WEIGHT for term in hardware.noise) else 1
 
 
 def _compare(

@@ -10,6 +10,7 @@ from networks import (
     KINDS,
     SHOT,
     THERMAL,
+    WEIGHT,
     ConvNet,
     EagerAttention,
     LinearSoftmax,
@@ -231,3 +232,12 @@ def test_a_compensated_start_is_refined_with_its_corrections_at_work():
     )
     gain = np.subtract(before, after)
     assert gain.mean() > Z * gain.std() / len(gain) ** 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_devices_are_compared_on_more_than_one(kind):
+    """Thermal and shot noise are every example's own; a device's errors are common to all examples."""
+    model, x = initialised(Perceptron(), seed=5), normal(8, 24, 6)
+    found = profile(model, x, hardware((kind,)), margins=0)
+    seen = refine(model, x, found, allocate(found, "10x"), steps=4).refinement
+    assert seen.draws == (2 if kind is WEIGHT else 1)
