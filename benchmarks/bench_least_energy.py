@@ -253,8 +253,11 @@ class Case:
         return lost.astype(float) - won
 
     def ladder(self, method: str) -> list[dict]:
-        """Simulate budgets up and down from the centre until the wanted drops are bracketed."""
-        points = {}
+        """Simulate budgets up and down from the centre until the wanted drops are bracketed.
+
+        That of uniform K goes down to where its drop is no longer tolerable: others are compared with it all the way.
+        """
+        points, most = {}, TOLERABLE if method == "uniform" else 1.5 * max(DROPS)
         for direction in (1, -1):
             for rung in range(0 if direction > 0 else -1, direction * RUNGS, direction):
                 try:
@@ -263,7 +266,7 @@ class Case:
                     break
                 points[rung] = point
                 report(f"{self.fixture} {self.noise} {method} {point['energy']:.3g}x: drop {100 * point['drop']:.2f}")
-                if point["drop"] < 0.5 * min(DROPS) if direction > 0 else point["drop"] > 1.5 * max(DROPS):
+                if point["drop"] < 0.5 * min(DROPS) if direction > 0 else point["drop"] > most:
                     break
         return [points[rung] for rung in sorted(points)]
 
@@ -307,7 +310,7 @@ def cell(case: Case, ladders: dict[str, list[dict]], method: str, wanted: float,
 
 
 def worse_than_uniform(case: Case, ladders: dict[str, list[dict]], method: str) -> str:
-    """How many budgets have a drop surely higher than uniform K, of those that both ladders reach with tolerable drops.
+    """How many budgets have a drop surely higher than uniform K, of those where both drops are tolerable.
 
     Uniform K's drop is interpolated over log energy, example by example; the 95 % interval of the difference is over
     examples and draws.
@@ -316,7 +319,7 @@ def worse_than_uniform(case: Case, ladders: dict[str, list[dict]], method: str) 
     uniform = np.stack([case.drops(point) for point in ladders["uniform"]])
     lows = []
     for point in ladders[method]:
-        place = float(np.interp(np.log(point["energy"]), energy, np.arange(len(energy)), left=np.nan, right=np.nan))
+        place = float(np.interp(np.log(point["energy"]), energy, np.arange(len(energy)), np.nan, np.nan))
         if np.isnan(place) or point["drop"] > TOLERABLE:
             continue
         below, above = int(np.floor(place)), int(np.ceil(place))
