@@ -40,9 +40,10 @@ class Refinement:
 
     def describe(self) -> str:
         """Say in one sentence what was won, or that the start was already as good."""
+        draws = "1 noise draw" if self.draws == 1 else f"{self.draws} noise draws"
         found = (
             f"loss under noise {self.gain:.3g} [{self.gain_low:.3g}, {self.gain_high:.3g}] lower on "
-            f"{self.examples} held-out calibration examples, {self.draws} noise draws"
+            f"{self.examples} held-out calibration examples, {draws}"
         )
         if self.kept:
             return f"Refined in {self.steps} steps at the noise of this budget: {found}."
