@@ -247,8 +247,8 @@ def energy_for(allocator: Allocator, family: str, drop: float) -> float:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """Mean absolute error and coverage of the pairs with drops up to 5 points; K maps found twice count once."""
-    single = {(row["network"], row["hardware"], row["map"], row["budget"]): row for row in rows}.values()
-    predicted, simulated = (np.array([row[key] for row in single]) for key in ("predicted", "simulated"))
+    single = {(row.get("split"), *(row[key] for key in ("network", "hardware", "map", "budget"))): row for row in rows}
+    predicted, simulated = (np.array([row[key] for row in single.values()]) for key in ("predicted", "simulated"))
     kept = simulated[:, 0] <= LARGEST
     predicted, simulated = predicted[kept], simulated[kept]
     error = predicted[:, 0] - simulated[:, 0]
