@@ -132,7 +132,7 @@ def refine(
             descent.go(progress, keeper)
         refined = descent.allocation()
         kmaps, checked = (allocation.kmap(), refined.kmap()), first(held_out, _CHECK_EXAMPLES)
-        draws = draws or _draws(allocation.hardware)
+        draws = _draws(allocation.hardware) if draws is None else draws
         seen = _compare(ready, checked, kmaps, draws, effort, min(batch_size, _CHECK_BATCH))
     return replace(refined if seen.kept else allocation, refinement=seen)
 
