@@ -1,15 +1,15 @@
-"""How often intervals of predicted drops hold, over random splits of a network's examples.
+"""How often intervals of predicted drops hold, over random splits of the keyword network's examples.
 
 The K maps of `bench_prediction` share one calibration and one evaluation sample, so that their errors go together:
-which examples are fragile is the same for all of them. Here the examples of a fixture are pooled and dealt out anew,
+which examples are fragile is the same for all of them. Here the fixture's examples are pooled and dealt out anew,
 split by split, into samples as large as the fixture's; profile, calibration, K maps and corrections are made anew from
 one, and simulated on the other.
 
-Prints for every network the mean absolute error of predicted drops and their mean error, with the spread over splits,
+Prints the mean absolute error of predicted drops and their mean error, with the spread over splits,
 and how many simulated drops lie within both 95 % intervals. With --rows, pairs are kept in that file as they are found,
 and an interrupted run goes on. Needs the fixtures:
 
-    python -m benchmarks.bench_coverage [--fixtures DIR] [--only kws-dscnn ...] [--splits N] [--rows FILE]
+    python -m benchmarks.bench_coverage [--fixtures DIR] [--splits N] [--rows FILE]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ import torch
 
 from benchmarks.bench_prediction import (
     DEFAULT_FIXTURES,
+    EFFORTS,
     LARGEST,
     PARTS,
     PRESETS,
-    Effort,
     Network,
     pairs,
     read,
@@ -38,11 +39,9 @@ from precalloc.network.batches import Batch, join
 from precalloc.network.data import ArrayData, Data
 from precalloc.network.data_files import load_data
 
-# Two drops of each family of K maps; fewer examples of the larger network are simulated than it has.
-EFFORTS = {
-    "kws-dscnn": Effort((0.01, 0.03), 700, 2, 35, 512),
-    "cifar10-resnet20": Effort((0.01, 0.03), 1500, 1, 50, 512),
-}
+FIXTURE = "kws-dscnn"
+# As in `bench_prediction`, but two drops of each family of K maps.
+EFFORT = replace(EFFORTS[FIXTURE], drops=(0.01, 0.03))
 
 
 def split(folder: Path, seed: int) -> tuple[Data, Data]:
@@ -71,7 +70,6 @@ def main() -> None:
     """Run all splits and print what holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fixtures", type=Path, default=DEFAULT_FIXTURES)
-    parser.add_argument("--only", nargs="+", default=list(EFFORTS), choices=list(EFFORTS))
     parser.add_argument("--splits", type=int, default=16)
     parser.add_argument("--rows", type=Path, help="JSON lines to keep pairs in")
     arguments = parser.parse_args()
@@ -79,20 +77,16 @@ def main() -> None:
         print(f"Skipped: no fixtures in {arguments.fixtures}; give their folder with --fixtures.")
         return
     rows = read(arguments.rows) if arguments.rows is not None and arguments.rows.is_file() else []
-    for name in arguments.only:
-        for seed in range(arguments.splits):
-            known = {
-                (row["network"], row["hardware"], row["map"], row["target"]) for row in rows if row["split"] == seed
-            }
-            network = Network(arguments.fixtures, name, EFFORTS[name], split(arguments.fixtures / name, seed))
-            for preset in PRESETS:
-                for found in pairs(network, preset, known):
-                    rows.append({"split": seed, **found})
-                    if arguments.rows is not None:
-                        with arguments.rows.open("a") as file:
-                            file.write(json.dumps(rows[-1]) + "\n")
-        of_network = [row for row in rows if row["network"] == name]
-        print(f"{name}: {over_splits(of_network)}; {summary(of_network)}")
+    for seed in range(arguments.splits):
+        known = {(row["network"], row["hardware"], row["map"], row["target"]) for row in rows if row["split"] == seed}
+        network = Network(arguments.fixtures, FIXTURE, EFFORT, split(arguments.fixtures / FIXTURE, seed))
+        for preset in PRESETS:
+            for found in pairs(network, preset, known):
+                rows.append({"split": seed, **found})
+                if arguments.rows is not None:
+                    with arguments.rows.open("a") as file:
+                        file.write(json.dumps(rows[-1]) + "\n")
+    print(f"{over_splits(rows)}; {summary(rows)}")
 
 
 if __name__ == "__main__":

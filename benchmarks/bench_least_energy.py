@@ -122,7 +122,7 @@ class Results:
 
 
 def first(data: ArrayData, count: int) -> ArrayData:
-    """The first examples."""
+    """The first examples as the file has them; `data_parts.first` takes them in canonical order."""
     return ArrayData({name: value[:count] for name, value in data.inputs.items()}, data.labels[:count])
 
 

@@ -114,10 +114,12 @@ def refine(
     Raises
     ------
     DataError, ProfileError
-        If data, model or allocation are not those of the profile.
+        If data, model or allocation are not those of the profile, or steps or draws are too few.
     """
     if steps < _LEAST_STEPS:
         raise DataError(f"{steps} steps are too few to tell anything. Take at least {_LEAST_STEPS}.")
+    if draws is not None and draws < 1:
+        raise DataError(f"{draws} noise draws show no difference. Take at least 1, or leave draws out.")
     source = as_data(data)
     _require_same(model, source, profile, allocation)
     profile = profile.select(allocation.choices.analog(profile.sites))

@@ -241,3 +241,5 @@ def test_devices_are_compared_on_more_than_one(kind):
     found = profile(model, x, hardware((kind,)), margins=0)
     seen = refine(model, x, found, allocate(found, "10x"), steps=4).refinement
     assert seen.draws == (2 if kind is WEIGHT else 1)
+    with pytest.raises(DataError, match=r"0 noise draws .* at least 1"):
+        refine(model, x, found, allocate(found, "10x"), draws=0)
