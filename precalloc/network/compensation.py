@@ -52,7 +52,7 @@ _ESTIMATION, _CHECK = 101, 102
 # would have more values: that bounds the memory whatever batch size is asked for, and does not change with it.
 _STEP, _STEP_VALUES = 32, 2**26
 # By default, here and where predictions are calibrated for compensated K maps.
-DRAWS, EXAMPLES = 2, 128
+DRAWS, EXAMPLES = 2, 64
 
 Plan = TypeVar("Plan", KMap, Allocation)
 

@@ -71,8 +71,8 @@ class SiteNoise:
 class NoiseInjector:
     """Handler of `intercept` that computes every product as the analog hardware would, with one draw of its noise.
 
-    Noise on a static weight is drawn once for the injector's life, since all inferences share the programmed array;
-    every other noise is drawn anew at each use.
+    Noise on a static weight is drawn once, since all inferences share the programmed array, and anew after
+    `reprogram`; every other noise is drawn anew at each use.
 
     Parameters
     ----------
@@ -124,6 +124,10 @@ class NoiseInjector:
         places = range(batch.start, batch.start + batch.size)
         self._activations = Normals(self._activations.shared, self._seed, places)
         return self
+
+    def reprogram(self) -> None:
+        """Go on with another device, whose weights have other errors."""
+        self._programmed.clear()
 
     def __call__(self, site: str, product: Product) -> Tensor:
         """Compute one product with noise."""

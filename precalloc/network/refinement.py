@@ -23,7 +23,7 @@ from precalloc.allocation import Allocation
 from precalloc.allocator import Allocator
 from precalloc.budgets import Budget, BudgetKind
 from precalloc.errors import DataError, ProfileError
-from precalloc.hardware import Hardware, NoiseKind
+from precalloc.hardware import NoiseKind
 from precalloc.kmaps import KMap
 from precalloc.network.batches import Batch
 from precalloc.network.checkpoints import Arrays, Checkpoint
@@ -52,8 +52,9 @@ _LEAST_STEPS = 4
 # and of four without, where K alone bears the shift of means and has farther to go.
 _LENGTH = {True: 0.12, False: 0.16}
 _CHECK_EXAMPLES = 256
-# Larger batches leave the cache and take longer.
-_CHECK_BATCH = 32
+# Held-out examples that share a device's weight errors at most, and devices at least. Many devices tell more of their
+# mean than few, and larger batches leave the cache and take longer.
+_DEVICE_EXAMPLES, _DEVICES = 32, 4
 
 
 def refine(
@@ -70,7 +71,7 @@ def refine(
     steps: int = 16,
     step_examples: int = 16,
     batch_size: int = 32,
-    draws: int | None = None,
+    draws: int = 1,
     seed: int = 0,
     progress: Progress = silent,
     checkpoint: Path | None = None,
@@ -95,8 +96,8 @@ def refine(
     batch_size
         Examples at a time at most; bounds the memory, and changes results by rounding alone.
     draws
-        Noise draws of the comparison; by default one, since every example has noise of its own, but two where weights
-        have errors, which all examples share.
+        Noise draws of the comparison. In each, every example has noise of its own, and few share a device's weight
+        errors.
     seed
         Of the noise.
     progress
@@ -118,8 +119,8 @@ def refine(
     """
     if steps < _LEAST_STEPS:
         raise DataError(f"{steps} steps are too few to tell anything. Take at least {_LEAST_STEPS}.")
-    if draws is not None and draws < 1:
-        raise DataError(f"{draws} noise draws show no difference. Take at least 1, or leave draws out.")
+    if draws < 1:
+        raise DataError(f"{draws} noise draws show no difference. Take at least 1.")
     source = as_data(data)
     _require_same(model, source, profile, allocation)
     profile = profile.select(allocation.choices.analog(profile.sites))
@@ -134,8 +135,7 @@ def refine(
             descent.go(progress, keeper)
         refined = descent.allocation()
         kmaps, checked = (allocation.kmap(), refined.kmap()), first(held_out, _CHECK_EXAMPLES)
-        draws = _draws(allocation.hardware) if draws is None else draws
-        seen = _compare(ready, checked, kmaps, draws, effort, min(batch_size, _CHECK_BATCH))
+        seen = _compare(ready, checked, kmaps, draws, effort, batch_size)
     return replace(refined if seen.kept else allocation, refinement=seen)
 
 
@@ -231,10 +231,6 @@ class _Descent:
         self._place.restore(arrays)
 
 
-def _draws(hardware: Hardware) -> int:
-    return 2 if any(term.kind is NoiseKind.WEIGHT for term in hardware.noise) else 1
-
-
 def _compare(
     ready: Prepared, data: Data, kmaps: Sequence[KMap], draws: int, effort: _Effort, batch_size: int
 ) -> Refinement:
@@ -242,12 +238,28 @@ def _compare(
     seeds, device = [derived_seed(effort.seed, _CHECK, draw) for draw in range(draws)], model_device(ready.model)
     injectors = [[NoiseInjector.of(kmap, seed, device, layouts=ready.layouts) for seed in seeds] for kmap in kmaps]
     found, weights, references = [], [], References(ready.model, ready.task)
-    for batch in data.batches(batch_size):
-        judged = references.of(batch)
-        weights.append(judged.weight.double().cpu().numpy())
-        found.append([[noisy_values(ready.model, ready.task, judged, each) for each in row] for row in injectors])
+    of_device = min(_DEVICE_EXAMPLES, -(-data.examples // _DEVICES))
+    for block in data.batches(of_device):
+        for injector in itertools.chain(*injectors):
+            injector.reprogram()
+        for judged in map(references.of, block.split(batch_size)):
+            weights.append(judged.weight.double().cpu().numpy())
+            found.append([[noisy_values(ready.model, ready.task, judged, each) for each in row] for row in injectors])
     loss, score = np.moveaxis(np.concatenate(found, axis=3), 2, 0)  # (map, draw, example) each
     weight = np.concatenate(weights)
-    gain, score_gain = paired_difference(loss[0], loss[1], weight), paired_difference(score[1], score[0], weight)
+    groups = of_device if any(term.kind is NoiseKind.WEIGHT for term in kmaps[0].hardware.noise) else 1
+    gain = _difference(loss[0], loss[1], weight, groups)
+    score_gain = _difference(score[1], score[0], weight, groups)
     kept = gain[0] > 0.0 and not score_gain[2] < 0.0
     return Refinement(kept, *gain, *score_gain, steps=effort.steps, examples=loss.shape[2], draws=draws)
+
+
+def _difference(first: FloatArray, second: FloatArray, weight: FloatArray, size: int) -> tuple[float, float, float]:
+    """Mean of ``first`` - ``second``, (draws, examples), and its interval; ``size`` examples count as one."""
+    if size == 1:
+        return paired_difference(first, second, weight)
+    starts = np.arange(0, len(weight), size)
+    of_group = np.add.reduceat(weight, starts)
+    sums = np.add.reduceat((first - second) * weight, starts, axis=1)
+    mean = np.divide(sums, of_group, out=np.zeros_like(sums), where=of_group > 0.0)
+    return paired_difference(mean, np.zeros_like(mean), of_group)

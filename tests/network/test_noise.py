@@ -419,6 +419,18 @@ def test_weight_errors_are_drawn_once_for_all_examples_and_calls():
     assert not torch.equal(run(model, injector_of(sites, (WEIGHT,), seed=4), x), first)
 
 
+def test_another_device_has_other_errors_and_is_the_same_for_the_same_seed():
+    model, x = initialised(SharedLayer()), normal(1, 5, 6)
+    one, other = (injector_of(("shared", "head"), (WEIGHT,), seed=3) for _ in range(2))
+    first = run(model, one, x), run(model, other, x)
+    one.reprogram()
+    other.reprogram()
+    second = run(model, one, x), run(model, other, x)
+    assert torch.equal(*first)
+    assert torch.equal(*second)
+    assert not torch.equal(first[0], second[0])
+
+
 def test_noise_of_activations_is_drawn_anew_at_every_use():
     model, x = initialised(SharedLayer()), normal(1, 5, 6)
     for kind in (THERMAL, SHOT):

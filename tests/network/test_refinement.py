@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from precalloc import allocate, compensate, profile, refine
 from precalloc.errors import DataError, ProfileError
 from precalloc.kmaps import KMap
+from precalloc.network import refinement
 from precalloc.network.batches import Batch
 from precalloc.network.criteria import Regression
 from precalloc.network.curvature import ChannelSlots
@@ -32,6 +33,7 @@ from precalloc.network.data import as_data
 from precalloc.network.descent import LogDescent, Schedule
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operating_point import Judged, batch_sensitivity, noisy_values
+from precalloc.network.preparation import TaskChoices, prepared
 from precalloc.network.splitting import hold_out
 from precalloc.network.tasks import Task
 from precalloc.objective import Granularity, Objective
@@ -234,12 +236,31 @@ def test_a_compensated_start_is_refined_with_its_corrections_at_work():
     assert gain.mean() > Z * gain.std() / len(gain) ** 0.5
 
 
+def test_a_few_examples_share_a_device_and_intervals_know_it():
+    """Errors of weights are common to a device's examples: taken for their own, intervals would be far too narrow."""
+    model, x = initialised(Pooled(), seed=5), as_data(normal(8, 256, 1, 64))
+    found = profile(model, x, hardware((WEIGHT,)), margins=0)
+    plan = allocate(found, "2x")
+    kmaps, draws = (plan.uniform_kmap(), plan.kmap()), 80
+    with prepared(model, x, plan.kmap(), TaskChoices(), 32) as ready:
+        seen = [
+            refinement._compare(ready, x, kmaps, 1, refinement._Effort(4, 16, seed), batch_size=32)
+            for seed in range(draws)
+        ]
+    mean = np.mean([each.gain for each in seen])
+    covered = sum(each.gain_low < mean < each.gain_high for each in seen)
+    assert all(each.examples == 256 for each in seen)
+    assert abs(covered - 0.95 * draws) < Z * (0.95 * 0.05 * draws) ** 0.5
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_devices_are_compared_on_more_than_one(kind):
-    """Thermal and shot noise are every example's own; a device's errors are common to all examples."""
-    model, x = initialised(Perceptron(), seed=5), normal(8, 24, 6)
+def test_batch_sizes_leave_the_comparison_as_it_is(kind):
+    """Devices change after as many examples whatever the batches."""
+    model, x = initialised(Perceptron(), seed=5), normal(8, 60, 6)
     found = profile(model, x, hardware((kind,)), margins=0)
-    seen = refine(model, x, found, allocate(found, "10x"), steps=4).refinement
-    assert seen.draws == (2 if kind is WEIGHT else 1)
+    small, large = (refine(model, x, found, allocate(found, "10x"), steps=4, batch_size=n) for n in (3, 64))
+    assert small.refinement.draws == 1
+    assert small.refinement.gain == pytest.approx(large.refinement.gain, rel=1e-4)
+    assert small.refinement.gain_high == pytest.approx(large.refinement.gain_high, rel=1e-4)
     with pytest.raises(DataError, match=r"0 noise draws .* at least 1"):
         refine(model, x, found, allocate(found, "10x"), draws=0)
