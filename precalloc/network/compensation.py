@@ -13,7 +13,9 @@ arXiv:1906.04721, section 4.2) with noise in the place of rounding.
 
 One sweep does all layers: within a noisy pass every site takes its own correction before the pass goes on. The running
 averages converge whatever the depth, since each depends on those of earlier sites only. Passes come in pairs of
-opposite noise, which cancels the part of the measured means that is linear in the noise.
+opposite noise, which cancels the part of the measured means that is linear in the noise. What remains averages away
+over examples and positions where noise is each one's own; errors of weights are common to all that a device computes,
+so that devices change every few examples.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from torch import nn
 
 from precalloc.allocation import Allocation
 from precalloc.errors import DataError, HardwareError, ModelError
+from precalloc.hardware import NoiseKind
 from precalloc.kmaps import KMap
 from precalloc.network.checkpoints import Arrays, Checkpoint
 from precalloc.network.criteria import LossFn, MetricFn
@@ -48,11 +51,12 @@ from precalloc.progress import Progress, silent
 
 # Passes of random numbers that no simulation of the same seed sees again: corrections must not know its devices.
 _ESTIMATION, _CHECK = 101, 102
-# Averages move on from step to step, and so do devices. A step has 32 examples, or fewer where a product of theirs
-# would have more values: that bounds the memory whatever batch size is asked for, and does not change with it.
-_STEP, _STEP_VALUES = 32, 2**26
+# Averages move on from step to step, and so do devices, so that steps are shorter where weights have errors. A step has
+# so many examples, or fewer where a product of theirs would have more values: that bounds the memory whatever batch
+# size is asked for, and does not change with it.
+_STEP, _DEVICE_STEP, _STEP_VALUES = 32, 8, 2**26
 # By default, here and where predictions are calibrated for compensated K maps.
-DRAWS, EXAMPLES = 2, 64
+DRAWS, EXAMPLES = 2, 128
 
 Plan = TypeVar("Plan", KMap, Allocation)
 
@@ -122,8 +126,8 @@ def compensate(
     task, forward_fn, loss_fn, metric_fn, output
         As for `precalloc.profile`.
     draws
-        Noise draws an example, in pairs of opposite sign. Weight noise has another device for every batch and pair,
-        and one correction for all devices.
+        Noise draws an example, in pairs of opposite sign. Weight noise has another device for every eight examples and
+        pair, and one correction for all devices.
     seed
         Of the noise.
     examples
@@ -239,7 +243,8 @@ class _Sweep:
 
     def __init__(self, ready: Prepared, data: Data, kmap: KMap, effort: Effort) -> None:
         self._model, self._task, self._data, self._kmap, self._effort = ready.model, ready.task, data, kmap, effort
-        self._step = min(_STEP, max(1, _STEP_VALUES // ready.values))
+        has_devices = any(term.kind is NoiseKind.WEIGHT for term in kmap.hardware.noise)
+        self._step = min(_DEVICE_STEP if has_devices else _STEP, max(1, _STEP_VALUES // ready.values))
         self._shifts = ShiftAverages()
         self._settled: Arrays = {"done": np.array(0), "weight": np.array(0.0)}
 
@@ -250,7 +255,6 @@ class _Sweep:
             done = 2 * pair * self._data.examples
             for index, batch in enumerate(self._data.batches(self._step)):
                 self._shifts.expect(self._model, batch, forward)
-                # Another device for every batch: weight noise is averaged over as many as there is time for.
                 opposites = self._pair(self._kmap, _ESTIMATION, pair, index)
                 self._shifts.measure(self._model, batch, forward, opposites)
                 done += 2 * batch.size

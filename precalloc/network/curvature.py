@@ -96,15 +96,15 @@ def curvature_terms(
 ) -> CurvatureTerms:
     """Gradients of a sampled loss of one batch, squared as far as its examples can be told apart."""
     weights = list({id(call.weight): call for call in calls}.values()) if NoiseKind.WEIGHT in kinds else []
+    of_outputs = [kind for kind in kinds if kind is not NoiseKind.WEIGHT]
     of_calls: dict[int, dict[NoiseKind, FloatArray]] = {}
 
     def visit(index: int, gradient: Tensor) -> None:
-        of_calls[index] = _output_sums(gradient, calls[index], layouts[calls[index].site], examples, kinds)
+        of_calls[index] = _output_sums(gradient, calls[index], layouts[calls[index].site], examples, of_outputs)
 
-    gradients = visit_gradients(loss, calls, [call.weight for call in weights], visit)
-    outputs: dict[NoiseKind, FloatArray] = {
-        kind: np.zeros((examples, slots.total)) for kind in kinds if kind is not NoiseKind.WEIGHT
-    }
+    visited = calls if of_outputs else []
+    gradients = visit_gradients(loss, visited, [call.weight for call in weights], visit)
+    outputs: dict[NoiseKind, FloatArray] = {kind: np.zeros((examples, slots.total)) for kind in of_outputs}
     for index, sums in sorted(of_calls.items()):  # calls of one site are added up in order of execution
         for kind, values in sums.items():
             outputs[kind][:, slots.of(calls[index].site)] += values
@@ -115,7 +115,7 @@ def _output_sums(
     gradient: Tensor, call: Call, layout: Layout, examples: int, kinds: Sequence[NoiseKind]
 ) -> dict[NoiseKind, FloatArray]:
     """Squared gradients of one call's output times the unit variances, summed to (examples, channels)."""
-    sums: dict[NoiseKind, list[FloatArray]] = {kind: [] for kind in kinds if kind is not NoiseKind.WEIGHT}
+    sums: dict[NoiseKind, list[FloatArray]] = {kind: [] for kind in kinds}
     for part in parts(call, layout, examples):
         for kind, values in output_terms(widened(part.of(gradient)).square(), part.of(call.shot), kinds):
             sums[kind].append(per_example(values, call, layout, part.count).cpu().numpy())

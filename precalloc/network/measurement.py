@@ -19,7 +19,7 @@ from precalloc.network.draws import ExampleDraws
 from precalloc.network.forward import model_device
 from precalloc.network.layouts import SiteLayouts
 from precalloc.network.margins import margin_covariance, strongest_margins
-from precalloc.network.observation import Call, Probing, record
+from precalloc.network.observation import Call, Energies, Probing, record
 from precalloc.network.operators import Product, widened
 from precalloc.network.ranges import TailRange
 from precalloc.network.sites import SiteCounts
@@ -128,8 +128,7 @@ class Measurement:
         follow = min(batch.size, self.prediction_examples - int(self.totals["examples"]))
         predicts = options.margins > 0 and follow > 0
         probing = self._probing(batch, device) if predicts and NoiseKind.WEIGHT in options.kinds else None
-        with_energy = set(options.kinds) != {NoiseKind.THERMAL}
-        output, calls = record(model, batch, self.task.forward, probing, self._observe, with_energy)
+        output, calls = record(model, batch, self.task.forward, probing, self._observe, self._energies)
         reference = self.task.reference(output, batch)
         margins = strongest_margins(output, reference, options.margins) if predicts else None
         covariance = (
@@ -145,6 +144,13 @@ class Measurement:
             self._close_block()
         self._add_fields(calls)
         self._add_totals(output.detach(), reference, self.task.weight(output, reference))
+
+    @property
+    def _energies(self) -> Energies:
+        """Of the inputs: shot noise follows each, weight noise is told with their mean, thermal noise knows none."""
+        if NoiseKind.SHOT in self.options.kinds:
+            return Energies.EACH
+        return Energies.MEAN if NoiseKind.WEIGHT in self.options.kinds else Energies.NONE
 
     def _probing(self, batch: Batch, device: torch.device) -> Probing:
         seed = self.options.seed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,12 @@ _TRIED = 3
 Observer = Callable[[str, Product, Tensor], None]
 
 
+class Energies(Enum):
+    """What is wanted of the inputs' energies: nothing, their mean over a batch where that is less work, or each."""
+
+    NONE, MEAN, EACH = "none", "mean", "each"
+
+
 @dataclass(frozen=True)
 class Call:
     """One product of a recorded pass.
@@ -47,7 +54,8 @@ class Call:
     weight
         Its programmed operand as a separate variable, one for all calls of a site with the same weight.
     x_energy
-        ||x||^2 of every output's receptive field, broadcastable to the output; zero where it was not asked for.
+        ||x||^2 of every output's receptive field, or its mean, broadcastable to the output; zero where it was not
+        asked for.
     shot
         Variance of every output under unit shot noise, without the per-channel factor of a static weight.
     rows
@@ -105,10 +113,10 @@ class Recorder:
     """Handler of `intercept` that records every product and lets the gradient reach its output and its weight."""
 
     def __init__(
-        self, probing: Probing | None = None, observe: Observer | None = None, with_energy: bool = True
+        self, probing: Probing | None = None, observe: Observer | None = None, energies: Energies = Energies.EACH
     ) -> None:
         self.calls: list[Call] = []
-        self._observe, self._with_energy = observe, with_energy
+        self._observe, self._kept_energies = observe, energies
         self._weights: dict[tuple[str, Hashable], Tensor] = {}
         self._probing = probing
         self._changes: dict[int, list[Tensor]] = {}
@@ -130,10 +138,13 @@ class Recorder:
 
     def _energies(self, product: Product, y: Tensor) -> tuple[Tensor, Tensor]:
         """||x||^2 and unit shot variance of every output."""
-        if not self._with_energy:
+        if self._kept_energies is Energies.NONE:
             nothing = y.new_zeros([1] * y.dim())
             return nothing, nothing
-        energy = product.x_energy(widened(product.x.detach()))
+        x = widened(product.x.detach())
+        if self._kept_energies is Energies.MEAN and product.batched:
+            x = x.square().mean(0, keepdim=True).sqrt_()  # its energies are the mean of theirs
+        energy = product.x_energy(x)
         if product.w_mean_square is None:
             return energy, energy
         return energy, energy * product.w_mean_square(widened(product.w.detach()))
@@ -160,14 +171,14 @@ def record(
     forward: Forward,
     probing: Probing | None = None,
     observe: Observer | None = None,
-    with_energy: bool = True,
+    energies: Energies = Energies.EACH,
 ) -> tuple[Tensor, list[Call]]:
     """Run the model with gradients; return its output and its products in order of execution.
 
     ``probing`` draws random changes of every programmed operand; ``observe(site, product, y)`` sees every call.
-    Without ``with_energy`` the inputs' energies are left out.
+    ``energies`` says what of the inputs' energies is wanted.
     """
-    recorder = Recorder(probing, observe, with_energy)
+    recorder = Recorder(probing, observe, energies)
     with torch.enable_grad(), intercept(model, recorder):
         output = forward(model, batch)
     return output, recorder.calls
@@ -258,7 +269,7 @@ def find_layouts(model: nn.Module, batch: Batch, forward: Forward) -> dict[str, 
     One layout serves all calls of a site, of which there may be more or fewer in another batch. Nothing is found where
     the output carries no gradient.
     """
-    output, calls = record(model, batch, forward, with_energy=False)
+    output, calls = record(model, batch, forward, energies=Energies.NONE)
     if not output.requires_grad:
         return {}
     with torch.enable_grad():

@@ -38,6 +38,8 @@ class Product:
         Digital rest of the call, applied to y after noise (scaling and addition of ``addmm``).
     accumulates
         Whether anything is summed; an outer product only multiplies.
+    batched
+        Whether the outermost axis of x and y goes over products that are alike and apart, as that of images does.
     identity
         Tells weights apart, also where they are computed anew at every call; set by the interception.
     """
@@ -53,6 +55,7 @@ class Product:
     w_mean_square: Callable[[Tensor], Tensor] | None = None
     finish: Callable[[Tensor], Tensor] | None = None
     accumulates: bool = True
+    batched: bool = False
     identity: Hashable = None
 
     @property

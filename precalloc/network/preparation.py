@@ -19,7 +19,7 @@ from precalloc.network.forward import Forward, ForwardFn
 from precalloc.network.layouts import SiteLayouts
 from precalloc.network.models import as_model
 from precalloc.network.observation import layouts_of
-from precalloc.network.sites import SiteCounts, survey
+from precalloc.network.sites import SiteCounts, count_sites
 from precalloc.network.state import untouched
 from precalloc.network.tasks import Task, resolve_forward, resolve_task
 
@@ -81,11 +81,11 @@ def prepared(model: nn.Module, data: Data, kmap: KMap, choices: TaskChoices, bat
     with untouched(model), torch.no_grad():
         first, forward = next(data.batches(batch_size)), choices.forward
         ready, _ = fold_batch_norm(model, lambda m: forward.run(m, first))
-        found = survey(ready, first, forward)
-        task = choices.resolve(model, first, forward.chosen(found.output))
-        require_fit(kmap, found.counts)
-        layouts = layouts_of(ready, data, first, forward, found.counts)
-        yield Prepared(ready, task, layouts, max(count.outputs for count in found.counts.values()) // first.size)
+        output, counts = count_sites(ready, first, forward)
+        task = choices.resolve(model, first, forward.chosen(output))
+        require_fit(kmap, counts)
+        layouts = layouts_of(ready, data, first, forward, counts)
+        yield Prepared(ready, task, layouts, max(count.outputs for count in counts.values()) // first.size)
 
 
 def require_fit(kmap: KMap, counts: Mapping[str, SiteCounts]) -> None:

@@ -178,6 +178,19 @@ def survey(model: nn.Module, batch: Batch, forward: Forward) -> Found:
     )
 
 
+def count_sites(model: nn.Module, batch: Batch, forward: Forward) -> tuple[Any, dict[str, SiteCounts]]:
+    """Count the products of one forward pass and nothing else; what the model returned comes first."""
+    counts: dict[str, SiteCounts] = {}
+
+    def on_product(name: str, product: Product) -> Tensor:
+        y = product.apply(product.x, product.w)
+        count_call(counts, name, product, y)
+        return y
+
+    with torch.no_grad(), intercept(model, on_product):
+        return forward.run(model, batch), counts
+
+
 @dataclass
 class _Survey:
     flops: FlopCount

@@ -76,14 +76,23 @@ def test_batches_change_nothing_but_rounding():
     found = []
     for size in (1, 19, 70):
         points = calibrate(model, (X, Y), measured, points=1, draws=2, examples=40, batch_size=size).calibration
-        corrected = compensate(model, (X, Y), plan, examples=64, batch_size=size)
+        shifts = corrections_only(model, (X, Y), plan.kmap(), TaskChoices(), Effort(2, 0, 64, size))
+        corrected = plan.with_bias_corrections(shifts, shifts)
         kept = safeguard(model, (X, Y), measured, corrected, draws=2, examples=60, batch_size=size)
         simulated = validate(model, (X, Y), corrected, seeds=2, batch_size=size)
         seen = refine(model, (X, Y), measured, plan, steps=4, batch_size=size).refinement
         gains = [seen.gain, seen.gain_low, seen.gain_high]
         gains += [point.gain for response in points.responses.values() for point in response.points]
-        shifts = np.concatenate([*kept.bias_corrections.values(), *kept.uniform.bias_corrections.values()])
-        found.append([*gains, *shifts, simulated.accuracy, simulated.loss.loss, simulated.loss.loss_high])
+        found.append(
+            [
+                *gains,
+                *np.concatenate([*shifts.values()]),
+                len(kept.notes),
+                simulated.accuracy,
+                simulated.loss.loss,
+                simulated.loss.loss_high,
+            ]
+        )
     assert len(found[0]) > 10
     for other in found[1:]:
         np.testing.assert_allclose(found[0], other, rtol=1e-4, atol=1e-6)
@@ -120,7 +129,7 @@ def test_batches_change_nothing_but_rounding_where_time_comes_first():
         np.testing.assert_allclose(found[0][1:], other[1:], rtol=1e-5)
 
 
-@pytest.mark.parametrize("room", [2**26, 700])  # values of a product at a time: 24 examples take several steps of 700
+@pytest.mark.parametrize("room", [2**26, 700])  # values of a product at a time: eight examples a device, or fewer
 def test_corrections_move_on_in_steps_that_the_batch_size_does_not_change(room, monkeypatch):
     monkeypatch.setattr(compensation, "_STEP_VALUES", room)
     model = initialised(ConvNet(), seed=1)
@@ -130,7 +139,7 @@ def test_corrections_move_on_in_steps_that_the_batch_size_does_not_change(room, 
     monkeypatch.setattr(ShiftAverages, "expect", lambda s, m, b, f: largest.append(b.size) or expect(s, m, b, f))
     found = [corrections_only(model, (X, Y), kmap, TaskChoices(), Effort(2, 0, 24, size)) for size in (1, 9, 24)]
     most = max(site.outputs for site in sites(model, X).sites)
-    assert set(largest) == ({24} if room == 2**26 else {room // most, 24 % (room // most)} - {0})
+    assert set(largest) == ({8} if room == 2**26 else {room // most, 24 % (room // most)} - {0})
     for site, correction in found[0].items():
         for other in found[1:]:
             np.testing.assert_allclose(correction, other[site], rtol=1e-4, atol=1e-7)
