@@ -11,6 +11,9 @@ lies within both 95 % intervals taken together (root of the sum of squares), sin
 examples; beside it stands how often the predicted interval alone holds the simulated number. Pairs whose simulated drop
 is above 5 points are left out of the summary and counted.
 
+With --same-examples K maps are simulated on the calibration examples themselves, under noise of its own and with more
+draws: what predictions err by where no sample of examples stands for another. Coverage says nothing there.
+
 With --predict-anew the K maps of an earlier run, whose profiles lie beside its rows, are predicted anew and not
 simulated again, which takes hours: what was simulated does not depend on predictions.
 
@@ -62,6 +65,8 @@ LARGEST = 0.05
 SAME_ENERGY = 1e-3
 STREAM = 901
 DRAWS, CORRECTED_ON = 2, 256  # of bias corrections: noise draws, calibration examples
+# Simulated values of a K map on its calibration examples: noise draws are as many as that takes.
+SAME = 3000
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,14 @@ class Network:
         self.name, self.effort, self._keep = name, effort, keep
         self.model = load_model(f"{folder / name / 'model.py'}:build")
         self.calibration, evaluation = data or tuple(load_data(str(folder / name / part)) for part in PARTS)
-        assert data_hash(self.calibration) != data_hash(evaluation)
         self.evaluation = first(evaluation, effort.examples)
+
+    @classmethod
+    def on_calibration(cls, folder: Path, name: str, keep: Path | None) -> Network:
+        """The network with its calibration data in the place of evaluation data as well."""
+        data = load_data(str(folder / name / PARTS[0]))
+        effort = replace(EFFORTS[name], examples=data.examples, draws=-(-SAME // data.examples))
+        return cls(folder, name, effort, (data, data), keep)
 
     @cached_property
     def profile(self) -> precalloc.Profile:
@@ -299,6 +310,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="JSON lines to keep pairs in; profiles are kept beside it")
     parser.add_argument("--predict-anew", type=Path, help="rows of an earlier run, to be predicted anew")
     parser.add_argument("--kept", action="store_true", help="print what is kept in --rows, and run nothing")
+    parser.add_argument("--same-examples", action="store_true", help="simulate on the calibration examples")
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
     if not arguments.fixtures.is_dir():
@@ -310,7 +322,11 @@ def main() -> None:
     earlier = arguments.predict_anew
     for name in [] if arguments.kept else arguments.only:
         keep = arguments.rows.parent if arguments.rows else None
-        network = Network(arguments.fixtures, name, EFFORTS[name], keep=keep)
+        if arguments.same_examples:
+            network = Network.on_calibration(arguments.fixtures, name, keep)
+        else:
+            network = Network(arguments.fixtures, name, EFFORTS[name], keep=keep)
+            assert data_hash(network.calibration) != data_hash(network.evaluation)
         for preset in arguments.presets:
             if earlier is None:
                 found = pairs(network, preset, known)

@@ -243,8 +243,8 @@ class _Sweep:
 
     def __init__(self, ready: Prepared, data: Data, kmap: KMap, effort: Effort) -> None:
         self._model, self._task, self._data, self._kmap, self._effort = ready.model, ready.task, data, kmap, effort
-        has_devices = any(term.kind is NoiseKind.WEIGHT for term in kmap.hardware.noise)
-        self._step = min(_DEVICE_STEP if has_devices else _STEP, max(1, _STEP_VALUES // ready.values))
+        wanted = _DEVICE_STEP if NoiseKind.WEIGHT in kmap.hardware.kinds else _STEP
+        self._step = min(wanted, max(1, _STEP_VALUES // ready.values))
         self._shifts = ShiftAverages()
         self._settled: Arrays = {"done": np.array(0), "weight": np.array(0.0)}
 

@@ -22,6 +22,7 @@ from precalloc.accuracy import paired_difference
 from precalloc.allocation import Allocation
 from precalloc.allocator import Allocator
 from precalloc.budgets import Budget, BudgetKind
+from precalloc.calibration import DEVICE_EXAMPLES
 from precalloc.errors import DataError, ProfileError
 from precalloc.hardware import NoiseKind
 from precalloc.kmaps import KMap
@@ -52,9 +53,8 @@ _LEAST_STEPS = 4
 # and of four without, where K alone bears the shift of means and has farther to go.
 _LENGTH = {True: 0.12, False: 0.16}
 _CHECK_EXAMPLES = 256
-# Held-out examples that share a device's weight errors at most, and devices at least. Many devices tell more of their
-# mean than few, and larger batches leave the cache and take longer.
-_DEVICE_EXAMPLES, _DEVICES = 32, 4
+# Devices at least, where there are few held-out examples to share their weight errors.
+_DEVICES = 4
 
 
 def refine(
@@ -238,7 +238,7 @@ def _compare(
     seeds, device = [derived_seed(effort.seed, _CHECK, draw) for draw in range(draws)], model_device(ready.model)
     injectors = [[NoiseInjector.of(kmap, seed, device, layouts=ready.layouts) for seed in seeds] for kmap in kmaps]
     found, weights, references = [], [], References(ready.model, ready.task)
-    of_device = min(_DEVICE_EXAMPLES, -(-data.examples // _DEVICES))
+    of_device = min(DEVICE_EXAMPLES, -(-data.examples // _DEVICES))
     for block in data.batches(of_device):
         for injector in itertools.chain(*injectors):
             injector.reprogram()
@@ -247,7 +247,7 @@ def _compare(
             found.append([[noisy_values(ready.model, ready.task, judged, each) for each in row] for row in injectors])
     loss, score = np.moveaxis(np.concatenate(found, axis=3), 2, 0)  # (map, draw, example) each
     weight = np.concatenate(weights)
-    groups = of_device if any(term.kind is NoiseKind.WEIGHT for term in kmaps[0].hardware.noise) else 1
+    groups = of_device if NoiseKind.WEIGHT in kmaps[0].hardware.kinds else 1
     gain = _difference(loss[0], loss[1], weight, groups)
     score_gain = _difference(score[1], score[0], weight, groups)
     kept = gain[0] > 0.0 and not score_gain[2] < 0.0
