@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from precalloc.accuracy import paired_difference
@@ -238,8 +239,9 @@ def _compare(
     seeds, device = [derived_seed(effort.seed, _CHECK, draw) for draw in range(draws)], model_device(ready.model)
     injectors = [[NoiseInjector.of(kmap, seed, device, layouts=ready.layouts) for seed in seeds] for kmap in kmaps]
     found, weights, references = [], [], References(ready.model, ready.task)
-    of_device = min(DEVICE_EXAMPLES, -(-data.examples // _DEVICES))
-    for block in data.batches(of_device):
+    sizes = []  # of the blocks that share a device; data that cannot be joined comes in smaller ones
+    for block in data.batches(min(DEVICE_EXAMPLES, -(-data.examples // _DEVICES))):
+        sizes.append(block.size)
         for injector in itertools.chain(*injectors):
             injector.reprogram()
         for judged in map(references.of, block.split(batch_size)):
@@ -247,18 +249,22 @@ def _compare(
             found.append([[noisy_values(ready.model, ready.task, judged, each) for each in row] for row in injectors])
     loss, score = np.moveaxis(np.concatenate(found, axis=3), 2, 0)  # (map, draw, example) each
     weight = np.concatenate(weights)
-    groups = of_device if NoiseKind.WEIGHT in kmaps[0].hardware.kinds else 1
-    gain = _difference(loss[0], loss[1], weight, groups)
-    score_gain = _difference(score[1], score[0], weight, groups)
+    starts = np.cumsum([0, *sizes[:-1]]) if NoiseKind.WEIGHT in kmaps[0].hardware.kinds else None
+    gain = _difference(loss[0], loss[1], weight, starts)
+    score_gain = _difference(score[1], score[0], weight, starts)
     kept = gain[0] > 0.0 and not score_gain[2] < 0.0
     return Refinement(kept, *gain, *score_gain, steps=effort.steps, examples=loss.shape[2], draws=draws)
 
 
-def _difference(first: FloatArray, second: FloatArray, weight: FloatArray, size: int) -> tuple[float, float, float]:
-    """Mean of ``first`` - ``second``, (draws, examples), and its interval; ``size`` examples count as one."""
-    if size == 1:
+def _difference(
+    first: FloatArray, second: FloatArray, weight: FloatArray, starts: NDArray[np.int64] | None
+) -> tuple[float, float, float]:
+    """Mean of ``first`` - ``second``, (draws, examples), and its interval.
+
+    Examples from one of ``starts`` to the next count as one, since they share a device; without, each for itself.
+    """
+    if starts is None:
         return paired_difference(first, second, weight)
-    starts = np.arange(0, len(weight), size)
     of_group = np.add.reduceat(weight, starts)
     sums = np.add.reduceat((first - second) * weight, starts, axis=1)
     mean = np.divide(sums, of_group, out=np.zeros_like(sums), where=of_group > 0.0)

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from precalloc import allocate, compensate, profile, refine
+from precalloc.accuracy import paired_difference
 from precalloc.errors import DataError, ProfileError
 from precalloc.kmaps import KMap
 from precalloc.network import refinement
@@ -251,6 +252,19 @@ def test_a_few_examples_share_a_device_and_intervals_know_it():
     covered = sum(each.gain_low < mean < each.gain_high for each in seen)
     assert all(each.examples == 256 for each in seen)
     assert abs(covered - 0.95 * draws) < Z * (0.95 * 0.05 * draws) ** 0.5
+
+
+def test_devices_count_by_their_examples_however_many_they_have():
+    """Groups of unlike sizes, weights and all, against the mean over examples and the interval of weighted devices."""
+    rng = np.random.default_rng(4)
+    first, second, weight = rng.normal(size=(2, 9)), rng.normal(size=(2, 9)), rng.integers(1, 4, 9).astype(float)
+    starts = np.array([0, 4, 5, 7])
+    parts = [slice(0, 4), slice(4, 5), slice(5, 7), slice(7, 9)]
+    means = np.array([np.average((first - second)[:, part], axis=1, weights=weight[part]) for part in parts]).T
+    expected = paired_difference(means, np.zeros_like(means), np.array([weight[part].sum() for part in parts]))
+    found = refinement._difference(first, second, weight, starts)
+    assert found == pytest.approx(expected)
+    assert found[0] == pytest.approx(np.average(first - second, axis=1, weights=weight).mean())
 
 
 @pytest.mark.parametrize("kind", KINDS)
