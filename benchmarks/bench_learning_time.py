@@ -27,7 +27,7 @@ from benchmarks.bench_least_energy import DEFAULT_FIXTURES, Case, Effort, Result
 from precalloc.network.estimators import Learned
 
 STEPS = 1500
-SHORT, LONG = 10, 40
+SHORT, LONG = 10, 70
 METHODS = ("precalloc-layer", "precalloc-channel", "precalloc-layer+compensated", "precalloc-channel+compensated")
 CASES = ("kws-dscnn:shot", "kws-dscnn:thermal", "kws-dscnn:weight")
 

@@ -11,14 +11,13 @@ lies within both 95 % intervals taken together (root of the sum of squares), sin
 examples; beside it stands how often the predicted interval alone holds the simulated number. Pairs whose simulated drop
 is above 5 points are left out of the summary and counted.
 
-With --same-examples K maps are simulated on the calibration examples themselves, under noise of its own and with more
-draws: what predictions err by where no sample of examples stands for another. Coverage says nothing there.
+Every K map is predicted twice. Once from the margins of the calibration examples: one sample of examples stands for
+another, which makes most of the error. And once from the noiseless margins of the evaluation examples, with the labels
+that they have, tabled without a noisy pass over them: what is left is the error of the prediction itself. K, and how
+margins respond to noise beyond first order, are of the calibration examples in both.
 
-With --predict-anew the K maps of an earlier run, whose profiles lie beside its rows, are predicted anew and not
-simulated again, which takes hours: what was simulated does not depend on predictions.
-
-Prints the table and the summary, and draws the scatter plot with --picture. With --rows, pairs are kept in that file as
-they are found, and calibrated profiles beside it; an interrupted run goes on. Needs the fixtures:
+Prints the table and the summaries, and draws the scatter plot with --picture. With --rows, pairs are kept in that file
+as they are found, and calibrated profiles beside it; an interrupted run goes on. Needs the fixtures:
 
     python benchmarks/bench_prediction.py [--fixtures DIR] [--only kws-dscnn ...] [--rows FILE] [--picture FILE]
 """
@@ -43,30 +42,29 @@ import precalloc
 from precalloc.allocator import Allocator
 from precalloc.budgets import Budget, BudgetKind
 from precalloc.intervals import paired
+from precalloc.labels import LabelChances
 from precalloc.network import compensation
-from precalloc.network.data import Data, data_hash
+from precalloc.network.data import Data
 from precalloc.network.data_files import load_data
 from precalloc.network.data_parts import first
 from precalloc.network.forward import model_device
 from precalloc.network.models import load_model
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operating_point import Judged, clean_values, noisy_values
+from precalloc.network.overlap import unseen
 from precalloc.network.preparation import TaskChoices
 from precalloc.network.state import derived_seed, untouched
 from precalloc.network.tasks import Task
 from precalloc.objective import parse_granularity
+from precalloc.prediction import Prediction, Predictor
 from precalloc.search import least
 
 DEFAULT_FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
 PARTS = ("calib.npz", "eval.npz")
 PRESETS = ("homodyne-1550nm", "crossbar-thermal", "crossbar-weight")
 LARGEST = 0.05
-# Discrete K of many channels are found to within a part of their damage, and so of their energy.
-SAME_ENERGY = 1e-3
 STREAM = 901
 DRAWS, CORRECTED_ON = 2, 256  # of bias corrections: noise draws, calibration examples
-# Simulated values of a K map on its calibration examples: noise draws are as many as that takes.
-SAME = 3000
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,9 @@ class Effort:
 
 
 EFFORTS = {
-    "kws-dscnn": Effort((0.005, 0.01, 0.018, 0.027, 0.036, 0.045), 700, 2, 35, 512),
+    "kws-dscnn": Effort((0.005, 0.01, 0.018, 0.027, 0.036, 0.045), 700, 5, 35, 512),
     "cifar10-resnet20": Effort((0.005, 0.015, 0.028, 0.042), 5000, 1, 50, 512),
-    "sst2-minilm": Effort((0.01, 0.03), 872, 1, 32, 256, compensated=False),
+    "sst2-minilm": Effort((0.01, 0.03), 872, 4, 32, 256, compensated=False),
 }
 
 
@@ -101,24 +99,23 @@ class Network:
         self.name, self.effort, self._keep = name, effort, keep
         self.model = load_model(f"{folder / name / 'model.py'}:build")
         self.calibration, evaluation = data or tuple(load_data(str(folder / name / part)) for part in PARTS)
-        self.evaluation = first(evaluation, effort.examples)
-
-    @classmethod
-    def on_calibration(cls, folder: Path, name: str, keep: Path | None) -> Network:
-        """The network with its calibration data in the place of evaluation data as well."""
-        data = load_data(str(folder / name / PARTS[0]))
-        effort = replace(EFFORTS[name], examples=data.examples, draws=-(-SAME // data.examples))
-        return cls(folder, name, effort, (data, data), keep)
+        self.evaluation = unseen(first(evaluation, effort.examples), self.calibration)
 
     @cached_property
     def profile(self) -> precalloc.Profile:
-        """Profile for the noise kinds of all presets."""
+        """Profile of the calibration data."""
+        return self._kept("profile", lambda: self._profiled(self.calibration))
+
+    @cached_property
+    def own_margins(self) -> precalloc.Profile:
+        """Profile of the evaluation data, for its margins alone."""
+        return self._kept("own", lambda: self._profiled(self.evaluation))
+
+    def _profiled(self, data: Data) -> precalloc.Profile:
+        """Profile for the noise kinds of all presets, with the margins of all examples: few are near a boundary."""
         chips = [precalloc.Hardware.load(preset) for preset in PRESETS]
         every = replace(chips[0], noise=tuple(term for chip in chips for term in chip.noise))
-        followed = self.calibration.examples  # all of them: the drop rests on the few that are near a boundary
-        return self._kept(
-            "profile", lambda: precalloc.profile(self.model, self.calibration, every, prediction_examples=followed)
-        )
+        return precalloc.profile(self.model, data, every, prediction_examples=data.examples)
 
     def calibrated(self, preset: str, granularity: str) -> precalloc.Profile:
         """Profile with predictions calibrated for a hardware and granularity."""
@@ -190,19 +187,21 @@ def pairs(network: Network, preset: str, known: set[tuple[Any, ...]]) -> Iterato
         ]
         if not cases:
             continue
-        allocator = Allocator.of(network.calibrated(preset, granularity), hardware, parse_granularity(granularity))
+        level = parse_granularity(granularity)
+        allocator = Allocator.of(network.calibrated(preset, granularity), hardware, level)
+        own = replace(Predictor.of(network.own_margins, hardware, level), labels=LabelChances.known())
         for family, drop in cases:
             yield {
                 "network": network.name,
                 "hardware": preset,
                 "map": granularity if family == "allocated" else family,
                 "target": drop,
-                **pair(network, allocator, family, drop),
+                **pair(network, allocator, own, family, drop),
             }
 
 
-def pair(network: Network, allocator: Allocator, family: str, drop: float) -> dict[str, Any]:
-    """Predict and simulate one uniform or allocated K map."""
+def pair(network: Network, allocator: Allocator, own: Predictor, family: str, drop: float) -> dict[str, Any]:
+    """Predict, from either examples' margins, and simulate one uniform or allocated K map."""
     found = allocator.within(Budget(BudgetKind.ENERGY, energy_for(allocator, family, drop)))
     source = found.uniform if family == "uniform" else found
     kmap = found.uniform_kmap() if family == "uniform" else found.kmap()
@@ -210,34 +209,21 @@ def pair(network: Network, allocator: Allocator, family: str, drop: float) -> di
         examples = first(network.calibration, CORRECTED_ON)
         effort = compensation.Effort(DRAWS, derived_seed(STREAM), examples.examples, network.effort.batch)
         kmap = kmap.compensated(compensation.corrections_only(network.model, examples, kmap, TaskChoices(), effort))
-    predicted = source.predicted
-    assert predicted is not None
+    assert allocator.calibration is not None
+    response = allocator.calibration.responses[family]
+    k = allocator.uniform_k(source.energy_joule) if family == "uniform" else found.repetitions
     return {
         "budget": source.energy_joule / allocator.objective.cost_at_k1,
-        "predicted": [predicted.drop, predicted.drop_low, predicted.drop_high],
+        "predicted": drops(source.predicted),
+        "own": drops(own.predict(k, response)),
         "simulated": network.simulate(kmap),
     }
 
 
-def anew(network: Network, earlier: Network, row: dict[str, Any]) -> dict[str, Any]:
-    """Predict a K map of an earlier run once more; it follows from its budget and the earlier run's profile."""
-    hardware, family = precalloc.Hardware.load(row["hardware"]), "uniform" if row["map"] == "uniform" else "allocated"
-    granularity = "layer" if family == "uniform" else row["map"]
-    then, now = (
-        Allocator.of(each.calibrated(row["hardware"], granularity), hardware, parse_granularity(granularity))
-        for each in (earlier, network)
-    )
-    energy = row["budget"] * then.objective.cost_at_k1 * (1.0 + 1e-9)
-    k = then.uniform_k(energy) if family == "uniform" else then.within(Budget(BudgetKind.ENERGY, energy)).repetitions
-    assert abs(then.objective.energy_joule(k) / energy - 1.0) < SAME_ENERGY, row
-    predicted = now.predict(k, family)
+def drops(predicted: Prediction | None) -> list[float]:
+    """Drop and its 95 % interval."""
     assert predicted is not None
-    return row | {"predicted": [predicted.drop, predicted.drop_low, predicted.drop_high]}
-
-
-def again(network: Network, earlier: Network, preset: str, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Predict the K maps of one network and hardware anew."""
-    return (anew(network, earlier, row) for row in rows if (row["network"], row["hardware"]) == (network.name, preset))
+    return [predicted.drop, predicted.drop_low, predicted.drop_high]
 
 
 def energy_for(allocator: Allocator, family: str, drop: float) -> float:
@@ -256,25 +242,41 @@ def energy_for(allocator: Allocator, family: str, drop: float) -> float:
     )
 
 
+def single(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out K maps that were found twice, and drops above 5 points."""
+    each = {(row.get("split"), *(row[key] for key in ("network", "hardware", "map", "budget"))): row for row in rows}
+    return [row for row in each.values() if row["simulated"][0] <= LARGEST]
+
+
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Mean absolute error and coverage of the pairs with drops up to 5 points; K maps found twice count once."""
-    single = {(row.get("split"), *(row[key] for key in ("network", "hardware", "map", "budget"))): row for row in rows}
-    predicted, simulated = (np.array([row[key] for row in single.values()]) for key in ("predicted", "simulated"))
-    kept = simulated[:, 0] <= LARGEST
-    predicted, simulated = predicted[kept], simulated[kept]
+    """Mean absolute error and coverage of the pairs with drops up to 5 points."""
+    kept = single(rows)
+    predicted, simulated = (np.array([row[key] for row in kept]) for key in ("predicted", "simulated"))
     error = predicted[:, 0] - simulated[:, 0]
     halves = [(values[:, 2] - values[:, 1]) / 2.0 for values in (predicted, simulated)]
     covered = np.abs(error) <= np.hypot(*halves)
     alone = (predicted[:, 1] <= simulated[:, 0]) & (simulated[:, 0] <= predicted[:, 2])
-    spread = np.abs(error).std(ddof=1) / math.sqrt(len(error))
     of_sampling = math.sqrt(2.0 / math.pi) * halves[1].mean() / 2.0
+    above = sum(row["simulated"][0] > LARGEST for row in rows)
     return (
-        f"{len(error)} K maps with simulated drops up to 5 points ({int((~kept).sum())} above are left out): mean "
-        f"absolute error {100 * np.abs(error).mean():.2f} +- {100 * spread:.2f} points (sampling of evaluation "
-        f"examples alone would give {100 * of_sampling:.2f}); mean error {100 * error.mean():+.2f}; "
+        f"{len(error)} K maps with simulated drops up to 5 points ({above} above are left out): {errors(error)} "
+        f"(sampling of evaluation examples alone would give {100 * of_sampling:.2f}); "
         f"{covered.sum()} of {len(error)} ({100 * covered.mean():.0f} %) within both intervals, "
         f"{100 * alone.mean():.0f} % within the predicted one alone"
     )
+
+
+def own_summary(rows: list[dict[str, Any]]) -> str:
+    """Error of predictions from the margins of the very examples that were simulated."""
+    own, simulated = (np.array([row[key][0] for row in single(rows)]) for key in ("own", "simulated"))
+    return f"predicted from the evaluation examples' own margins: {errors(own - simulated)}"
+
+
+def errors(error: np.ndarray) -> str:
+    """Mean absolute error with its spread over K maps, and mean error."""
+    spread = np.abs(error).std(ddof=1) / math.sqrt(len(error))
+    absolute = f"{100 * np.abs(error).mean():.2f} +- {100 * spread:.2f}"
+    return f"mean absolute error {absolute} points, mean error {100 * error.mean():+.2f}"
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -308,9 +310,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(EFFORTS), choices=list(EFFORTS))
     parser.add_argument("--presets", nargs="+", default=PRESETS)
     parser.add_argument("--rows", type=Path, help="JSON lines to keep pairs in; profiles are kept beside it")
-    parser.add_argument("--predict-anew", type=Path, help="rows of an earlier run, to be predicted anew")
     parser.add_argument("--kept", action="store_true", help="print what is kept in --rows, and run nothing")
-    parser.add_argument("--same-examples", action="store_true", help="simulate on the calibration examples")
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
     if not arguments.fixtures.is_dir():
@@ -319,21 +319,11 @@ def main() -> None:
     kept = arguments.rows is not None and arguments.rows.is_file()
     rows = read(arguments.rows) if kept else []
     known = {(row["network"], row["hardware"], row["map"], row["target"]) for row in rows}
-    earlier = arguments.predict_anew
     for name in [] if arguments.kept else arguments.only:
         keep = arguments.rows.parent if arguments.rows else None
-        if arguments.same_examples:
-            network = Network.on_calibration(arguments.fixtures, name, keep)
-        else:
-            network = Network(arguments.fixtures, name, EFFORTS[name], keep=keep)
-            assert data_hash(network.calibration) != data_hash(network.evaluation)
+        network = Network(arguments.fixtures, name, EFFORTS[name], keep=keep)
         for preset in arguments.presets:
-            if earlier is None:
-                found = pairs(network, preset, known)
-            else:
-                then = Network(arguments.fixtures, name, EFFORTS[name], keep=earlier.parent)
-                found = again(network, then, preset, read(earlier))
-            for row in found:
+            for row in pairs(network, preset, known):
                 rows.append(row)
                 if arguments.rows:
                     with arguments.rows.open("a") as file:
@@ -351,15 +341,17 @@ def read(path: Path) -> list[dict[str, Any]]:
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table and the summaries."""
     table = Table(title="drop in points, 95 % intervals")
-    for column in ("network", "hardware", "K", "mean K", "predicted", "simulated"):
+    for column in ("network", "hardware", "K", "mean K", "predicted", "from own margins", "simulated"):
         table.add_column(column, no_wrap=True)
     for row in rows:
-        cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*(100.0 * np.array(row[key]))) for key in ("predicted", "simulated")]
+        values = (100.0 * np.array(row[key]) for key in ("predicted", "own", "simulated"))
+        cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*value) for value in values]
         table.add_row(row["network"], row["hardware"], row["map"], f"{row['budget']:.3g}", *cells)
     Console(width=130).print(table)
     for network in dict.fromkeys(row["network"] for row in rows):
-        print(f"{network}: {summary([row for row in rows if row['network'] == network])}")
-    print(f"all: {summary(rows)}")
+        some = [row for row in rows if row["network"] == network]
+        print(f"{network}: {summary(some)}; {own_summary(some)}")
+    print(f"all: {summary(rows)}; {own_summary(rows)}")
     print("K maps of one network share its examples, so their errors go together; the spread is over K maps alone.")
 
 

@@ -44,6 +44,11 @@ class LabelChances:
     steepness_variance: float
 
     @classmethod
+    def known(cls) -> LabelChances:
+        """No example's label is in question: what is asked is of these examples, not of all that are like them."""
+        return cls(np.zeros(0, np.int64), np.zeros(0), np.zeros(0), 0.0)
+
+    @classmethod
     def fit(cls, margins: FloatArray) -> LabelChances:
         """Fit the steepness to margins (n, m), nearest first; no example is chosen where every label is the strongest.
 
@@ -52,7 +57,7 @@ class LabelChances:
         paired = np.ones(len(margins), bool) if margins.shape[1] == 1 else margins[:, 1] > 0.0
         d = margins[paired, 0]
         if not (d < 0.0).any():  # without labels, or with none that the network misses, nothing tells of a chance
-            return cls(np.zeros(0, np.int64), np.zeros(0), np.zeros(0), 0.0)
+            return cls.known()
         steepness = _steepness(d)
         chance = _logistic(steepness * margins[:, 0])
         rows = np.flatnonzero(paired & (chance < 1.0 - _LEAST_CHANCE))

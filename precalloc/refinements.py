@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from precalloc.hardware import Hardware, NoiseKind
+
 # Behind the estimator's name in the provenance of a refined allocation: its damages are no longer the profile's own.
 REFINED = ", refined"
+
+
+def is_promising(hardware: Hardware) -> bool:
+    """Whether refinement can be expected to win under a hardware's noise.
+
+    Not where all of it is errors of weights: a device's are common to all its examples, so that a step's gradient is
+    mostly chance, and curvature's K are as good already (``benchmarks/bench_refinement.py``).
+    """
+    return any(kind is not NoiseKind.WEIGHT for kind in hardware.kinds)
 
 
 @dataclass(frozen=True)

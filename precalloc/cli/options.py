@@ -57,7 +57,8 @@ EstimatorName = Annotated[
 Refine = Annotated[
     bool | None,
     typer.Option(
-        help="Improve K under its own noise; by default where MODEL and --data are given and nothing is compensated."
+        help="Improve K under its own noise; by default where MODEL and --data are given, nothing is compensated and "
+        "not all noise is of weights."
     ),
 ]
 AllowUncovered = Annotated[bool, typer.Option("--allow-uncovered", help="Go on where MACs belong to no site.")]

@@ -82,13 +82,14 @@ class Source:
     def refines(self, hardware: Hardware, calibration: object | None) -> bool:
         """Whether K is to be improved under its own noise: without corrections, mean shifts are damage of K alone.
 
-        Where nobody asked for it, not on a handful of examples.
+        Where nobody asked for it, not on a handful of examples, and not where weight errors are all the noise.
         """
         if self.refine is not None or calibration is None or self.compensates(hardware):
             return bool(self.refine)
         from precalloc.network.data import as_data
+        from precalloc.refinements import is_promising
 
-        return as_data(calibration).examples >= _LEAST_TO_REFINE
+        return is_promising(hardware) and as_data(calibration).examples >= _LEAST_TO_REFINE
 
     def load_calibration(self) -> object | None:
         """Load the calibration data, where it is given."""

@@ -255,8 +255,9 @@ class _Sweep:
             done = 2 * pair * self._data.examples
             for index, batch in enumerate(self._data.batches(self._step)):
                 self._shifts.expect(self._model, batch, forward)
-                opposites = self._pair(self._kmap, _ESTIMATION, pair, index)
-                self._shifts.measure(self._model, batch, forward, opposites)
+                noise = self._injector(self._kmap, 1.0, None, _ESTIMATION, pair, index)
+                opposite = self._injector(self._kmap, -1.0, noise, _ESTIMATION, pair, index)
+                self._shifts.measure(self._model, batch, forward, (noise, opposite))
                 done += 2 * batch.size
                 progress(done, total, "compensating")
             self._settle(pair + 1)
@@ -268,21 +269,23 @@ class _Sweep:
         self._settled = shifts | {"done": np.array(pairs), "weight": np.array(self._shifts.weight)}
 
     def losses(self, kmaps: Sequence[KMap]) -> FloatArray:
-        """Mean loss under one draw of each K map's noise, the same draw for all."""
+        """Mean loss under one draw of noise, the same for all K maps, which differ in bias corrections alone."""
         totals, weight, references = np.zeros(len(kmaps)), 0.0, References(self._model, self._task)
         for index, batch in enumerate(self._data.batches(self._step)):
             judged = references.of(batch)
+            injector = None
             for place, kmap in enumerate(kmaps):
-                with intercept(self._model, self._pair(kmap, _CHECK, index)[index % 2]):
+                injector = self._injector(kmap, (-1.0) ** index, injector, _CHECK, index)
+                with intercept(self._model, injector):
                     noisy = self._task.output(self._model, batch)
                 totals[place] += float((self._task.loss(noisy, judged.reference) * judged.weight).sum())
             weight += float(judged.weight.sum())
         mean: FloatArray = totals / weight
         return mean
 
-    def _pair(self, kmap: KMap, *purpose: int) -> tuple[NoiseInjector, NoiseInjector]:
+    def _injector(self, kmap: KMap, sign: float, twin: NoiseInjector | None, *purpose: int) -> NoiseInjector:
         seed, device = derived_seed(self._effort.seed, *purpose), model_device(self._model)
-        return NoiseInjector.of(kmap, seed, device), NoiseInjector.of(kmap, seed, device, sign=-1.0)
+        return NoiseInjector.of(kmap, seed, device, sign, twin=twin)
 
     def corrections(self) -> dict[str, FloatArray]:
         """Corrections by site name, in order of execution."""

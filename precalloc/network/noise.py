@@ -85,6 +85,9 @@ class NoiseInjector:
         noise cancels.
     layouts
         How sites number the examples, for `at`; those that it does not name have them outermost.
+    twin
+        Injector of the same K, seed and device, whose errors of static weights are taken over, with this one's sign;
+        neither is ever reprogrammed.
     """
 
     def __init__(
@@ -94,8 +97,10 @@ class NoiseInjector:
         device: torch.device,
         sign: float = 1.0,
         layouts: SiteLayouts = MappingProxyType({}),
+        twin: NoiseInjector | None = None,
     ) -> None:
         self._sites, self._sign, self._seed, self._device, self._layouts = sites, sign, seed, device, layouts
+        self._twin = twin
         self._activations = Normals(seeded_generator(device, seed, _ACTIVATION_STREAM))
         self._weights = seeded_generator(device, seed, _WEIGHT_STREAM)
         self._programmed: dict[tuple[str, Hashable], Tensor] = {}
@@ -108,13 +113,14 @@ class NoiseInjector:
         device: torch.device,
         sign: float = 1.0,
         layouts: SiteLayouts = MappingProxyType({}),
+        twin: NoiseInjector | None = None,
     ) -> NoiseInjector:
         """Injector of a K map's noise and bias corrections."""
         sites = SiteNoise.digital(kmap)
         for name, repetitions in kmap.repetitions.items():
             bias = kmap.bias_corrections.get(name)
             sites[name] = SiteNoise.of(kmap.hardware, repetitions, kmap.ranges[name], bias)
-        return cls(sites, seed, device, sign, layouts)
+        return cls(sites, seed, device, sign, layouts, twin)
 
     def at(self, batch: Batch) -> NoiseInjector:
         """Draw for the examples of a batch, which comes next, from streams of their own: in any batch the same noise.
@@ -154,9 +160,16 @@ class NoiseInjector:
         if product.rows is None:
             deviation = _like(strength, product.w).sqrt() * noise.ranges.operand
             return add_normal(product.w, [deviation], self._activations, layout, self._sign)
-        key = (site, product.identity)
+        return self._array((site, product.identity), product, strength)
+
+    def _array(self, key: tuple[str, Hashable], product: Product, strength: FloatArray | Tensor) -> Tensor:
+        """A static weight as it is programmed."""
         if key not in self._programmed:
-            self._programmed[key] = self._program(product, strength)
+            if self._twin is None:
+                self._programmed[key] = self._program(product, strength)
+            else:
+                theirs = self._twin._array(key, product, strength)
+                self._programmed[key] = theirs if self._sign == self._twin._sign else 2.0 * product.w - theirs
         return self._programmed[key]
 
     def _program(self, product: Product, strength: FloatArray | Tensor) -> Tensor:

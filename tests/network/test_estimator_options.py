@@ -1,14 +1,16 @@
 """`profile --estimator` and `allocate --refine` on a small network in a file."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from precalloc import Profile
+from precalloc import Hardware, Profile
 from precalloc.cli import app
 from precalloc.network.estimators import Learned, choose_estimator
+from precalloc.refinements import is_promising
 
 NETWORK = """
 import torch
@@ -28,8 +30,8 @@ def files(tmp_path):
     return tmp_path
 
 
-def run(command, files, *arguments):
-    fixed = (command, f"{files / 'net.py'}:build", "--data", files / "calib.npz", "--hardware", "homodyne-1550nm")
+def run(command, files, *arguments, hardware="homodyne-1550nm"):
+    fixed = (command, f"{files / 'net.py'}:build", "--data", files / "calib.npz", "--hardware", hardware)
     return CliRunner().invoke(app, [str(argument) for argument in (*fixed, *arguments)])
 
 
@@ -64,6 +66,20 @@ def test_allocate_says_what_refinement_won_and_refines_by_itself_where_nothing_i
     assert "held-out calibration examples" not in (files / "plain" / "report.md").read_text()
     record = json.loads((files / "out" / "kmap.json").read_text())
     assert record["energy_joule"] <= record["budget_joule"] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("asked", "refined"), [((), False), (("--refine",), True)])
+def test_errors_of_weights_alone_are_refined_only_on_request(files, asked, refined):
+    options = ("--out", files / "out", "--budget", "4x", "--no-compensate", "--no-calibrate", *asked)
+    result = run("allocate", files, *options, hardware="crossbar-weight")
+    assert result.exit_code == 0, result.output
+    assert ("held-out calibration examples" in (files / "out" / "report.md").read_text()) == refined
+
+
+def test_refinement_is_promising_wherever_some_noise_is_each_examples_own():
+    weight, shot = (Hardware.load(name) for name in ("crossbar-weight", "homodyne-1550nm"))
+    assert not is_promising(weight)
+    assert is_promising(replace(weight, noise=weight.noise + shot.noise))
 
 
 @pytest.mark.parametrize("command", ["allocate", "sweep"])

@@ -387,10 +387,10 @@ def test_what_the_redundancy_does_not_average_is_not_divided_by_k(kind, redundan
     assert_covariance(sample, reference_covariance(case, (kind,), k if averaged else 1.0))
 
 
-def injector_of(model_sites, kinds, seed, k=1.0):
+def injector_of(model_sites, kinds, seed, k=1.0, **options):
     ranges = {name: SiteRanges(INPUT_RANGE, OPERAND_RANGE) for name in model_sites}
     repetitions = {name: np.array([k]) for name in model_sites}
-    return NoiseInjector.of(KMap(Granularity.LAYER, hardware(kinds), repetitions, ranges), seed, CPU)
+    return NoiseInjector.of(KMap(Granularity.LAYER, hardware(kinds), repetitions, ranges), seed, CPU, **options)
 
 
 def run(model, injector, x):
@@ -429,6 +429,18 @@ def test_another_device_has_other_errors_and_is_the_same_for_the_same_seed():
     assert torch.equal(*first)
     assert torch.equal(*second)
     assert not torch.equal(first[0], second[0])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_twin_has_the_errors_that_it_would_draw_itself_whichever_runs_first(sign, order):
+    model, x, sites = initialised(SharedLayer()), normal(1, 5, 6), ("shared", "head")
+    alone = [run(model, injector_of(sites, KINDS, seed=3, sign=each), x) for each in (-1.0, sign)]
+    first = injector_of(sites, KINDS, seed=3, sign=-1.0)
+    second = injector_of(sites, KINDS, seed=3, sign=sign, twin=first)
+    seen = [run(model, injector, x) for injector in (first, second)[::order]][::order]
+    torch.testing.assert_close(seen, alone)
+    assert torch.equal(seen[0], alone[0])
 
 
 def test_noise_of_activations_is_drawn_anew_at_every_use():
