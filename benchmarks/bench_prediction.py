@@ -230,7 +230,7 @@ def energy_for(allocator: Allocator, family: str, drop: float) -> float:
     """Least energy with at most this predicted drop."""
 
     def excess(energy: float) -> float:
-        k = allocator.uniform_k(energy) if family == "uniform" else allocator.solve(energy)[0]
+        k = allocator.uniform_k(energy) if family == "uniform" else allocator.solve(energy, quick=True)[0]
         predicted = allocator.predict(k, family)
         assert predicted is not None
         return predicted.drop - drop

@@ -28,7 +28,7 @@ def trade_offs(allocator: Allocator, energies: Sequence[float]) -> list[TradeOff
     wanted = sorted({min(max(energy, allocator.least_joule), most) for energy in energies})
     found = []
     for energy in wanted:
-        k = allocator.solve(energy)[0]
+        k = allocator.solve(energy, quick=True)[0]
         predicted = allocator.predict(k)
         if predicted is not None:
             uniform = allocator.uniform_within(energy)

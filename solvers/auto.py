@@ -23,7 +23,7 @@ from solvers.solution import Solution, Stats, Status, unusable, usable
 from solvers.terms import FloatArray
 
 _MOST_SPLIT = 20_000  # variables times subproblems that `auto` relaxes by default
-_MOST_SUBPROBLEMS = 300
+_MOST_SUBPROBLEMS = 40
 # Squared variables times subproblems after which a small gap is enough: the more variables, the longer a
 # subproblem takes, and the less of the gap it closes.
 _MOST_FOR_PROOF = 1_000_000

@@ -8,9 +8,10 @@ import pytest
 from builders import CHANNELS, KINDS, MACS, make_hardware, make_profile
 
 import precalloc
-from precalloc.allocator import allocate
+from precalloc.allocator import Allocator, allocate
 from precalloc.errors import BudgetError, ProfileError
 from precalloc.hardware import NoiseKind, Redundancy
+from precalloc.objective import parse_granularity
 from precalloc.prediction import Predictor
 
 LEVELS = {"integer": math.inf, "continuous": math.inf, (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0): 64.0}
@@ -172,6 +173,20 @@ def test_least_energy_for_an_accuracy(levels, k_max, granularity):
     a_little_less = f"99% of {result.budget_joule * 1e15} fJ"
     less = allocate(profile, a_little_less, hardware=hardware, granularity=granularity)
     assert less.predicted.drop_high > 0.03 or less.energy_joule == result.energy_joule
+
+
+@EVERY_LEVELS
+@EVERY_GRANULARITY
+def test_quick_solutions_are_certified_as_well(levels, k_max, granularity):
+    hardware, profile = make_hardware(levels=levels, k_max=k_max), make_profile()
+    allocator = Allocator.of(profile, hardware, parse_granularity(granularity))
+    for multiple in (1.0, 1.7, 5.0, 15.0):
+        energy = multiple * allocator.objective.cost_at_k1
+        (quick, found), (full, proven) = allocator.solve(energy, quick=True), allocator.solve(energy)
+        damage = [allocator.objective.damage_at(k) for k in (quick, full)]
+        assert allocator.objective.energy_joule(quick) <= energy * (1 + 1e-12)
+        assert found.lower_bound * (1 - 1e-12) <= damage[1] <= damage[0] * (1 + 1e-12)
+        assert damage[0] - proven.lower_bound <= found.gap + 1e-12 * damage[0]
 
 
 def test_accuracy_out_of_reach_names_the_best_and_the_cause():

@@ -174,7 +174,7 @@ class _Run:
 
         def excess(multiple: float) -> float:
             energy = multiple * cost
-            k = allocator.uniform_k(energy) if family == "uniform" else allocator.solve(energy)[0]
+            k = allocator.uniform_k(energy) if family == "uniform" else allocator.solve(energy, quick=True)[0]
             return self._predictor.predict(k, response).drop - drop
 
         lowest = allocator.least_joule / cost * (1.0 + 1e-9)

@@ -216,6 +216,16 @@ def test_sweep_handles_infeasible_sufficient_and_empty():
     assert sweep(problem, []) == []
 
 
+def test_few_distinct_costs_leave_a_small_gap_after_bounded_work():
+    """Equal layers, as the blocks of a transformer: countless allocations are nearly as good as the best."""
+    rng = np.random.default_rng(0)
+    cost = rng.choice([1.0, 4.0, 9.0], 48)
+    found = solve(Problem(rng.lognormal(0, 1, 48), cost, 15.3 * cost.sum()))
+    assert found.status.is_usable
+    assert found.stats.nodes <= 40
+    assert 0.0 <= found.gap <= 1e-3 * found.objective
+
+
 def test_node_limit_leaves_an_honest_gap():
     rng = np.random.default_rng(3)
     a, c = rng.lognormal(0, 2, 60), rng.lognormal(0, 2, (3, 60))
