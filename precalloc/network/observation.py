@@ -26,8 +26,8 @@ from precalloc.network.operators import Product, widened
 # Values of a call's output that are worked on at a time: a megabyte.
 _PART_VALUES = 2**18
 
-# Examples on which the form of a model is looked for; whole batches would add to the time.
-TRIED = 3
+# Examples on which layouts are looked for; whole batches would add to the time.
+_TRIED = 3
 
 Observer = Callable[[str, Product, Tensor], None]
 
@@ -252,7 +252,7 @@ def layouts_of(
 
     A single example does not tell: where batches have one, two are run together if the model takes them.
     """
-    found = find_layouts(model, first.take(TRIED), forward)
+    found = find_layouts(model, first.take(_TRIED), forward)
     if not found.keys() >= set(sites):
         found = find_layouts(model, first, forward) | found
     if first.size > 1:

@@ -18,7 +18,7 @@ from precalloc.network.folding import fold_batch_norm
 from precalloc.network.forward import Forward, ForwardFn
 from precalloc.network.layouts import SiteLayouts
 from precalloc.network.models import as_model
-from precalloc.network.observation import TRIED, layouts_of
+from precalloc.network.observation import layouts_of
 from precalloc.network.sites import SiteCounts, count_sites
 from precalloc.network.state import untouched
 from precalloc.network.tasks import Task, resolve_forward, resolve_task
@@ -80,7 +80,7 @@ def prepared(model: nn.Module, data: Data, kmap: KMap, choices: TaskChoices, bat
     model = as_model(model)
     with untouched(model), torch.no_grad():
         first, forward = next(data.batches(batch_size)), choices.forward
-        ready, _ = fold_batch_norm(model, lambda m: forward.run(m, first.take(TRIED)))
+        ready, _ = fold_batch_norm(model, lambda m: forward.run(m, first))
         output, counts = count_sites(ready, first, forward)
         task = choices.resolve(model, first, forward.chosen(output))
         require_fit(kmap, counts)

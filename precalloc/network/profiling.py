@@ -23,7 +23,7 @@ from precalloc.network.forward import Forward, ForwardFn
 from precalloc.network.layouts import SiteLayout
 from precalloc.network.measurement import Measurement, Options
 from precalloc.network.models import as_model, model_hash
-from precalloc.network.observation import TRIED, layouts_of
+from precalloc.network.observation import layouts_of
 from precalloc.network.sites import require_coverage, require_deterministic, require_finite, survey
 from precalloc.network.state import untouched
 from precalloc.network.tasks import Task, resolve_forward, resolve_task
@@ -31,6 +31,9 @@ from precalloc.profiles import Profile, Provenance
 from precalloc.progress import Progress, silent
 
 _log = logging.getLogger(__name__)
+
+# Examples on which the model is tried once more; whole batches would add to its time.
+_TRIED = 3
 
 
 def profile(
@@ -105,7 +108,7 @@ def profile(
     with untouched(model):
         first = next(source.batches(batch_size))
         forward = resolve_forward(task, forward_fn, output)
-        ready, _ = fold_batch_norm(model, lambda m: forward.run(m, first.take(TRIED)))
+        ready, _ = fold_batch_norm(model, lambda m: forward.run(m, first))
         found = survey(ready, first, forward)
         clean = forward.chosen(found.output)
         judged = resolve_task(task, model, first, forward_fn, loss_fn, metric_fn, output, clean)
@@ -113,7 +116,7 @@ def profile(
         require_coverage(found.counts, found.uncovered, allow_uncovered)
         require_finite(clean)
         judged.require_sound(clean, first)
-        require_deterministic(ready, first.take(TRIED), judged.forward)
+        require_deterministic(ready, first.take(_TRIED), judged.forward)
         _check_labels(source, judged, clean)
         margins = min(margins, clean.shape[1] - 1) if judged.has_margins else 0
         options = Options(hardware.kinds, seed, batch_size, margins, prediction_examples, range_percentile)
