@@ -280,27 +280,26 @@ def errors(error: np.ndarray) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Scatter plot of the pairs with their intervals."""
+    """Scatter plots of the pairs with their intervals: predicted from the calibration examples, and from their own."""
     from matplotlib import pyplot as plt
 
-    figure, ax = plt.subplots(figsize=(5.0, 4.6))
-    for network in dict.fromkeys(row["network"] for row in rows):
-        values = [
-            100.0 * np.array([row[key] for row in rows if row["network"] == network])
-            for key in ("predicted", "simulated")
-        ]
-        bars = [np.maximum(np.abs(v[:, 1:].T - v[:, 0]), 0.0) for v in values]
-        ax.errorbar(values[0][:, 0], values[1][:, 0], bars[1], bars[0], fmt="o", ms=3, lw=0.6, label=network)
-    ax.plot([0, 7], [0, 7], color="black", lw=0.8)
-    ax.set(
-        xlabel="predicted drop, points",
-        ylabel="simulated drop on evaluation data, points",
-        xlim=(-1.0, 7.0),
-        ylim=(-1.0, 7.0),
-    )
-    ax.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure, axes = plt.subplots(1, 2, figsize=(9.0, 4.4), sharey=True, layout="constrained")
+    titles = {"predicted": "from the calibration examples", "own": "from the examples' own margins"}
+    for ax, (key, title) in zip(axes, titles.items(), strict=True):
+        for network in dict.fromkeys(row["network"] for row in rows):
+            values = [
+                100.0 * np.array([row[each] for row in rows if row["network"] == network])
+                for each in (key, "simulated")
+            ]
+            bars = [np.maximum(np.abs(v[:, 1:].T - v[:, 0]), 0.0) for v in values]
+            if key == "own":  # its interval is for all examples like these, not for these
+                bars[0] = None
+            ax.errorbar(values[0][:, 0], values[1][:, 0], bars[1], bars[0], fmt="o", ms=3, lw=0.6, label=network)
+        ax.plot([0, 7], [0, 7], color="black", lw=0.8)
+        ax.set(xlabel="predicted drop, points", xlim=(-1.0, 7.0), ylim=(-1.0, 7.0), title=title)
+    axes[0].set_ylabel("simulated drop on evaluation data, points")
+    axes[0].legend()
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
