@@ -31,6 +31,7 @@ from benchmarks.bench_prediction import (
     PARTS,
     PRESETS,
     Network,
+    own_summary,
     pairs,
     read,
     summary,
@@ -40,8 +41,8 @@ from precalloc.network.data import ArrayData, Data
 from precalloc.network.data_files import load_data
 
 FIXTURE = "kws-dscnn"
-# As in `bench_prediction`, but two drops of each family of K maps.
-EFFORT = replace(EFFORTS[FIXTURE], drops=(0.01, 0.03))
+# As in `bench_prediction`, but two drops of each family of K maps, and two noise draws.
+EFFORT = replace(EFFORTS[FIXTURE], drops=(0.01, 0.03), draws=2)
 
 
 def split(folder: Path, seed: int) -> tuple[Data, Data]:
@@ -86,7 +87,7 @@ def main() -> None:
                 if arguments.rows is not None:
                     with arguments.rows.open("a") as file:
                         file.write(json.dumps(rows[-1]) + "\n")
-    print(f"{over_splits(rows)}; {summary(rows)}")
+    print(f"{over_splits(rows)}; {summary(rows)}; {own_summary(rows)}")
 
 
 if __name__ == "__main__":

@@ -214,13 +214,13 @@ def pair(network: Network, allocator: Allocator, own: Predictor, family: str, dr
     k = allocator.uniform_k(source.energy_joule) if family == "uniform" else found.repetitions
     return {
         "budget": source.energy_joule / allocator.objective.cost_at_k1,
-        "predicted": drops(source.predicted),
-        "own": drops(own.predict(k, response)),
+        "predicted": limits(source.predicted),
+        "own": limits(own.predict(k, response)),
         "simulated": network.simulate(kmap),
     }
 
 
-def drops(predicted: Prediction | None) -> list[float]:
+def limits(predicted: Prediction | None) -> list[float]:
     """Drop and its 95 % interval."""
     assert predicted is not None
     return [predicted.drop, predicted.drop_low, predicted.drop_high]
@@ -242,22 +242,22 @@ def energy_for(allocator: Allocator, family: str, drop: float) -> float:
     )
 
 
-def single(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leave out K maps that were found twice, and drops above 5 points."""
+def single(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """Rows with drops up to 5 points and how many are above; K maps that were found twice count once."""
     each = {(row.get("split"), *(row[key] for key in ("network", "hardware", "map", "budget"))): row for row in rows}
-    return [row for row in each.values() if row["simulated"][0] <= LARGEST]
+    kept = [row for row in each.values() if row["simulated"][0] <= LARGEST]
+    return kept, len(each) - len(kept)
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """Mean absolute error and coverage of the pairs with drops up to 5 points."""
-    kept = single(rows)
+    kept, above = single(rows)
     predicted, simulated = (np.array([row[key] for row in kept]) for key in ("predicted", "simulated"))
     error = predicted[:, 0] - simulated[:, 0]
     halves = [(values[:, 2] - values[:, 1]) / 2.0 for values in (predicted, simulated)]
     covered = np.abs(error) <= np.hypot(*halves)
     alone = (predicted[:, 1] <= simulated[:, 0]) & (simulated[:, 0] <= predicted[:, 2])
     of_sampling = math.sqrt(2.0 / math.pi) * halves[1].mean() / 2.0
-    above = sum(row["simulated"][0] > LARGEST for row in rows)
     return (
         f"{len(error)} K maps with simulated drops up to 5 points ({above} above are left out): {errors(error)} "
         f"(sampling of evaluation examples alone would give {100 * of_sampling:.2f}); "
@@ -268,7 +268,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def own_summary(rows: list[dict[str, Any]]) -> str:
     """Error of predictions from the margins of the very examples that were simulated."""
-    own, simulated = (np.array([row[key][0] for row in single(rows)]) for key in ("own", "simulated"))
+    own, simulated = (np.array([row[key][0] for row in single(rows)[0]]) for key in ("own", "simulated"))
     return f"predicted from the evaluation examples' own margins: {errors(own - simulated)}"
 
 

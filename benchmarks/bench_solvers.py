@@ -176,6 +176,19 @@ def layer_sized(instances, limit):
         against_exact_solvers(f"{n} integers in 1..32, one budget, {instances} instances", problems, levels, limit)
 
 
+def blocks_and_head(instances):
+    """A transformer's layers, many of equal energy beside a tiny one: proofs are out of reach, gaps are not."""
+    cost = np.r_[1.0, np.repeat([1152.0, 9216.0, 36864.0], [12, 24, 12])]
+    rng = np.random.default_rng(5)
+    problems = [Problem(rng.lognormal(0, 1.4, 49), cost, 15.3 * cost.sum()) for _ in range(instances)]
+    table(f"49 integers, three energies and a tiny one, one budget, {instances} instances")
+    for label, method in (("solvers.solve", "auto"), ("without search", "lagrangian")):
+        runs = [timed(lambda p=p, method=method: solve(p, method)) for p in problems]
+        gaps = np.array([found.relative_gap for _, found in runs])
+        note = f"{(gaps == 0.0).sum()}/{instances} proven, largest relative gap {gaps.max():.1e}"
+        row(label, np.concatenate([seconds for seconds, _ in runs]), note)
+
+
 def three_budgets(instances, limit):
     """54 layers by 3 noise kinds, listed K, energy, latency and area."""
     levels = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])
@@ -215,6 +228,7 @@ def main():
     million_integers(3 if quick else 11)
     continuous_against_clarabel(1 if quick else 3)
     layer_sized(3 if quick else 11, 20.0)
+    blocks_and_head(3 if quick else 11)
     three_budgets(2 if quick else 5, 20.0)
     sweeps(3 if quick else 11)
 

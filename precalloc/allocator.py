@@ -237,11 +237,13 @@ class Allocator:
             multiple = descend(lambda x: excess(x) <= 0.0, multiple, least_multiple)
         energy = max(multiple * cost, self.least_joule)
         k, solution = self.solve(energy)
-        if self._expect(k).drop_high > max_drop:  # less damage need not be a smaller drop
+        predicted = self._expect(k)
+        if predicted.drop_high > max_drop:  # less damage need not be a smaller drop
             k, solution = self.solve(energy, quick=True)
+            predicted = self._expect(k)
         matching = self._least_uniform(lambda other: other.drop_high - max_drop)
         request = f"accuracy drop of at most {100.0 * max_drop:g} points"
-        return self._result(k, solution, energy, self._expect(k), matching, request, max_drop)
+        return self._result(k, solution, energy, predicted, matching, request, max_drop)
 
     def uniform_instead(self, allocation: Allocation) -> Allocation:
         """Give an allocation of the same request whose K are uniform, as far as the bounds allow."""
@@ -275,8 +277,8 @@ class Allocator:
     def solve(self, energy: float, quick: bool = False) -> tuple[FloatArray, Solution]:
         """K of least damage within an energy, and the solver's certificate; never worse than uniform K.
 
-        ``quick``, for searches over many energies, leaves the last gap of discrete K open, as a rule some
-        ten-thousandths of the damage, unless a method was asked for.
+        ``quick``, for searches over many energies, leaves the last gap of discrete K open unless a method was asked
+        for: ten-thousandths of the damage as a rule, hundredths where K are one or two.
         """
         energy = max(energy, self.least_joule)
         most = self.objective.energy_joule(self.upper)
