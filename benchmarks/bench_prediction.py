@@ -13,8 +13,8 @@ is above 5 points are left out of the summary and counted.
 
 Every K map is predicted twice. Once from the margins of the calibration examples: one sample of examples stands for
 another, which makes most of the error. And once from the noiseless margins of the evaluation examples, with the labels
-that they have, tabled without a noisy pass over them: what is left is the error of the prediction itself. K, and how
-margins respond to noise beyond first order, are of the calibration examples in both.
+that they have, tabled without a noisy pass over them, so that no sample stands for another. K, and how margins respond
+to noise beyond first order, are of the calibration examples in both.
 
 Prints the table and the summaries, and draws the scatter plot with --picture. With --rows, pairs are kept in that file
 as they are found, and calibrated profiles beside it; an interrupted run goes on. Needs the fixtures:
