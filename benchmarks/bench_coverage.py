@@ -41,8 +41,8 @@ from precalloc.network.data import ArrayData, Data
 from precalloc.network.data_files import load_data
 
 FIXTURE = "kws-dscnn"
-# As in `bench_prediction`, but two drops of each family of K maps, and two noise draws.
-EFFORT = replace(EFFORTS[FIXTURE], drops=(0.01, 0.03), draws=2)
+# As in `bench_prediction`, but two drops of each family of K maps, and four noise draws.
+EFFORT = replace(EFFORTS[FIXTURE], drops=(0.01, 0.03), draws=4)
 
 
 def split(folder: Path, seed: int) -> tuple[Data, Data]:
@@ -54,12 +54,12 @@ def split(folder: Path, seed: int) -> tuple[Data, Data]:
     return ArrayData(parts[0].inputs, parts[0].labels), ArrayData(parts[1].inputs, parts[1].labels)
 
 
-def over_splits(rows: list[dict[str, Any]]) -> str:
+def over_splits(rows: list[dict[str, Any]], key: str = "predicted") -> str:
     """Error of each split, and from that the spread of the mean over splits."""
     of_split: dict[int, list[float]] = {}
     for row in rows:
         if row["simulated"][0] <= LARGEST:
-            of_split.setdefault(row["split"], []).append(100.0 * (row["predicted"][0] - row["simulated"][0]))
+            of_split.setdefault(row["split"], []).append(100.0 * (row[key][0] - row["simulated"][0]))
     absolute, mean = (
         np.array([float(np.mean(measure(errors))) for errors in of_split.values()]) for measure in (np.abs, np.array)
     )
@@ -80,14 +80,16 @@ def main() -> None:
     rows = read(arguments.rows) if arguments.rows is not None and arguments.rows.is_file() else []
     for seed in range(arguments.splits):
         known = {(row["network"], row["hardware"], row["map"], row["target"]) for row in rows if row["split"] == seed}
-        network = Network(arguments.fixtures, FIXTURE, EFFORT, split(arguments.fixtures / FIXTURE, seed))
+        data = split(arguments.fixtures / FIXTURE, seed)
+        network = Network(arguments.fixtures, FIXTURE, EFFORT, data, seed=seed)
         for preset in PRESETS:
             for found in pairs(network, preset, known):
                 rows.append({"split": seed, **found})
                 if arguments.rows is not None:
                     with arguments.rows.open("a") as file:
                         file.write(json.dumps(rows[-1]) + "\n")
-    print(f"{over_splits(rows)}; {summary(rows)}; {own_summary(rows)}")
+    print(f"from the calibration examples {over_splits(rows)}; {summary(rows)}")
+    print(f"from the examples' own margins {over_splits(rows, 'own')}; {own_summary(rows)}")
 
 
 if __name__ == "__main__":

@@ -6,15 +6,16 @@ run from half a point to 4.5, predicted, and simulated on the evaluation data. M
 corrections; the transformer's do not, since estimating them for every map would take longer than everything else.
 
 Every batch of evaluation examples meets a device of its own, so that weight noise is averaged over devices as
-predictions are; intervals of simulated drops are Student's over batches. A pair counts as covered where the difference
-lies within both 95 % intervals taken together (root of the sum of squares), since both numbers come from samples of
-examples; beside it stands how often the predicted interval alone holds the simulated number. Pairs whose simulated drop
-is above 5 points are left out of the summary and counted.
+predictions are; noise draws come in pairs of opposite sign, which spread less than independent ones; intervals of
+simulated drops are Student's over batches. A pair counts as covered where the difference lies within both 95 %
+intervals taken together (root of the sum of squares), since both numbers come from samples of examples; beside it
+stands how often the predicted interval alone holds the simulated number. Pairs whose simulated drop is above 5 points
+are left out of the summary and counted.
 
-Every K map is predicted twice. Once from the margins of the calibration examples: one sample of examples stands for
-another, which makes most of the error. And once from the noiseless margins of the evaluation examples, with the labels
-that they have, tabled without a noisy pass over them, so that no sample stands for another. K, and how margins respond
-to noise beyond first order, are of the calibration examples in both.
+Every K map is predicted twice. Once from the margins of the calibration examples, as `precalloc.allocate` does: one
+sample of examples stands for another, which makes most of the error. And once for these very evaluation examples, from
+their noiseless margins and labels, as `precalloc.predict` does: no sample stands for another. K, and how margins
+respond to noise beyond first order, are of the calibration examples in both.
 
 Prints the table and the summaries, and draws the scatter plot with --picture. With --rows, pairs are kept in that file
 as they are found, and calibrated profiles beside it; an interrupted run goes on. Needs the fixtures:
@@ -42,7 +43,6 @@ import precalloc
 from precalloc.allocator import Allocator
 from precalloc.budgets import Budget, BudgetKind
 from precalloc.intervals import paired
-from precalloc.labels import LabelChances
 from precalloc.network import compensation
 from precalloc.network.data import Data
 from precalloc.network.data_files import load_data
@@ -56,7 +56,7 @@ from precalloc.network.preparation import TaskChoices
 from precalloc.network.state import derived_seed, untouched
 from precalloc.network.tasks import Task
 from precalloc.objective import parse_granularity
-from precalloc.prediction import Prediction, Predictor
+from precalloc.prediction import Prediction
 from precalloc.search import least
 
 DEFAULT_FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
@@ -84,19 +84,28 @@ class Effort:
 
 
 EFFORTS = {
-    "kws-dscnn": Effort((0.005, 0.01, 0.018, 0.027, 0.036, 0.045), 700, 5, 35, 512),
+    "kws-dscnn": Effort((0.005, 0.01, 0.018, 0.027, 0.036, 0.045), 700, 8, 35, 512),
     "cifar10-resnet20": Effort((0.005, 0.015, 0.028, 0.042), 5000, 1, 50, 512),
     "sst2-minilm": Effort((0.01, 0.03), 872, 4, 32, 256, compensated=False),
 }
 
 
 class Network:
-    """One fixture's model with calibration and evaluation data, and what it says of the latter without noise."""
+    """One fixture's model with calibration and evaluation data, and what it says of the latter without noise.
+
+    ``seed`` is of the simulated noise.
+    """
 
     def __init__(
-        self, folder: Path, name: str, effort: Effort, data: tuple[Data, Data] | None = None, keep: Path | None = None
+        self,
+        folder: Path,
+        name: str,
+        effort: Effort,
+        data: tuple[Data, Data] | None = None,
+        keep: Path | None = None,
+        seed: int = 0,
     ) -> None:
-        self.name, self.effort, self._keep = name, effort, keep
+        self.name, self.effort, self._keep, self._seed = name, effort, keep, seed
         self.model = load_model(f"{folder / name / 'model.py'}:build")
         self.calibration, evaluation = data or tuple(load_data(str(folder / name / part)) for part in PARTS)
         self.evaluation = unseen(first(evaluation, effort.examples), self.calibration)
@@ -157,15 +166,13 @@ class Network:
         device = model_device(self.model)
         with untouched(self.model):
             for index, (judged, clean) in enumerate(self.clean):
-                scores = [
-                    noisy_values(
-                        self.model,
-                        Task(),
-                        judged,
-                        NoiseInjector.of(kmap, derived_seed(STREAM, index, draw), device),
-                    )[1]
+                injectors = [
+                    NoiseInjector.of(
+                        kmap, derived_seed(STREAM + self._seed, index, draw // 2), device, 1.0 - 2.0 * (draw % 2)
+                    )
                     for draw in range(self.effort.draws)
                 ]
+                scores = [noisy_values(self.model, Task(), judged, each)[1] for each in injectors]
                 drops.append(float((clean - np.mean(scores, axis=0)).sum()))
                 sizes.append(len(clean))
         total, batches = sum(sizes), len(sizes)
@@ -189,18 +196,17 @@ def pairs(network: Network, preset: str, known: set[tuple[Any, ...]]) -> Iterato
             continue
         level = parse_granularity(granularity)
         allocator = Allocator.of(network.calibrated(preset, granularity), hardware, level)
-        own = replace(Predictor.of(network.own_margins, hardware, level), labels=LabelChances.known())
         for family, drop in cases:
             yield {
                 "network": network.name,
                 "hardware": preset,
                 "map": granularity if family == "allocated" else family,
                 "target": drop,
-                **pair(network, allocator, own, family, drop),
+                **pair(network, allocator, family, drop),
             }
 
 
-def pair(network: Network, allocator: Allocator, own: Predictor, family: str, drop: float) -> dict[str, Any]:
+def pair(network: Network, allocator: Allocator, family: str, drop: float) -> dict[str, Any]:
     """Predict, from either examples' margins, and simulate one uniform or allocated K map."""
     found = allocator.within(Budget(BudgetKind.ENERGY, energy_for(allocator, family, drop)))
     source = found.uniform if family == "uniform" else found
@@ -209,13 +215,10 @@ def pair(network: Network, allocator: Allocator, own: Predictor, family: str, dr
         examples = first(network.calibration, CORRECTED_ON)
         effort = compensation.Effort(DRAWS, derived_seed(STREAM), examples.examples, network.effort.batch)
         kmap = kmap.compensated(compensation.corrections_only(network.model, examples, kmap, TaskChoices(), effort))
-    assert allocator.calibration is not None
-    response = allocator.calibration.responses[family]
-    k = allocator.uniform_k(source.energy_joule) if family == "uniform" else found.repetitions
     return {
         "budget": source.energy_joule / allocator.objective.cost_at_k1,
         "predicted": limits(source.predicted),
-        "own": limits(own.predict(k, response)),
+        "own": limits(precalloc.predict(found, network.own_margins, uniform=family == "uniform")),
         "simulated": network.simulate(kmap),
     }
 
@@ -292,8 +295,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 for each in (key, "simulated")
             ]
             bars = [np.maximum(np.abs(v[:, 1:].T - v[:, 0]), 0.0) for v in values]
-            if key == "own":  # its interval is for all examples like these, not for these
-                bars[0] = None
             ax.errorbar(values[0][:, 0], values[1][:, 0], bars[1], bars[0], fmt="o", ms=3, lw=0.6, label=network)
         ax.plot([0, 7], [0, 7], color="black", lw=0.8)
         ax.set(xlabel="predicted drop, points", xlim=(-1.0, 7.0), ylim=(-1.0, 7.0), title=title)

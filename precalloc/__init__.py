@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from precalloc.budgets import Budget
     from precalloc.choices import Choices
     from precalloc.errors import PrecallocError
+    from precalloc.example_prediction import predict
     from precalloc.hardware import Hardware
     from precalloc.kmaps import KMap
     from precalloc.marking import landmarks
@@ -52,6 +53,7 @@ _EXPORTS = {
     "plot_kmap": "precalloc.plots",
     "plot_noise_bits": "precalloc.plots",
     "plot_sensitivity": "precalloc.plots",
+    "predict": "precalloc.example_prediction",
     "profile": "precalloc.network.profiling",
     "refine": "precalloc.network.refinement",
     "safeguard": "precalloc.network.safeguard",
@@ -82,6 +84,7 @@ __all__ = [
     "plot_kmap",
     "plot_noise_bits",
     "plot_sensitivity",
+    "predict",
     "profile",
     "refine",
     "safeguard",

@@ -1,15 +1,17 @@
 """Calibration of predictions: what a network was seen to do with noise beyond its linearisation.
 
 Predictions rest on noise that is propagated to first order. As noise vanishes that is exact; where it is not weak the
-mean margins shrink, since what follows nonlinearities carries less of the signal, and the variance is met by gradients
-that are noisy themselves. Both are measured at a few simulated K maps: with d the nearest margin, C its linearised
-variance and x what it is under noise, over examples with d small enough for noise to matter,
+mean margins shrink, since what follows nonlinearities carries less of the signal, logits of some classes shift against
+others, and the variance is met by gradients that are noisy themselves. All three are measured at a few simulated K
+maps: with d the margins, C their linearised variance and x what they are under noise, over those small enough for noise
+to matter,
 
-    gain = sum d (x - d) / sum d^2,    factor = sum (x - (1 + gain) d)^2 / sum C,
+    x = (1 + gain) d + t_a - t_b,    factor = sum (x - (1 + gain) d - t_a + t_b)^2 / sum C,
 
-and are taken between the points as functions of the noise level l, the geometric mean of C over examples:
+(`precalloc.mean_margins`) and are taken between the points as functions of the noise level l, the geometric mean over
+examples of the variance of the nearest margin:
 
-    gain = sqrt(l / l_0) (a + b log(l / l_0)),    log factor = c + e log(l / l_0).
+    gain = sqrt(l / l_0) (a + b log(l / l_0)),    t = t_0 l / l_0,    log factor = c + e log(l / l_0).
 
 Margins tell far more than right and wrong would: every example counts, not only those that noise turned over. What
 Gaussian margins with these moments still miss, examples that noise moves unlike others, is a third line: the relative
@@ -25,18 +27,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from precalloc.class_terms import ClassTerms
 from precalloc.hardware import Hardware
+from precalloc.mean_margins import MeanMargins, pooled
 from precalloc.objective import Granularity
 from precalloc.prediction import Distortion, Predictor
 from precalloc.profiles import FloatArray
 
 # Uniform K maps and allocated ones do not miss the linearisation alike: each kind has lines of its own.
 FAMILIES = ("allocated", "uniform")
-
-# Examples whose margin is so many standard deviations of its noise or less, and so many of the nearest at least.
-_REACH, _FEWEST = 3.0, 32
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ class SimulatedPoint:
         Logarithm of its noise level.
     gain, gain_variance
         Relative change of the mean margins, and its variance over examples and draws.
+    shift
+        Change of the logits of single classes.
     log_factor, log_factor_variance
         Logarithm of the factor on their covariance, and its variance.
     excess, excess_variance
@@ -89,6 +91,7 @@ class SimulatedPoint:
     log_level: float
     gain: float
     gain_variance: float
+    shift: ClassTerms
     log_factor: float
     log_factor_variance: float
     excess: float
@@ -100,50 +103,40 @@ class SimulatedPoint:
     def of(cls, predictor: Predictor, k: FloatArray | float, margins: FloatArray) -> SimulatedPoint:
         """Compare with the margins (draws, n, m) that noise gave to the first n examples, some of them to a device."""
         n = margins.shape[1]
-        clean, variance = predictor.margins[:n], predictor.moments(k)[1][:n, 0, 0]
-        near = _near(clean[:, 0], variance)
-        d, noisy = clean[near, 0], margins[:, near, 0]
-        device = (np.arange(n) // DEVICE_EXAMPLES)[near]
-        gain, gain_variance = _ratio((noisy - d) * d, np.square(d), device)
-        factor, factor_variance = _ratio(np.square(noisy - (1.0 + gain) * d), variance[near], device)
-        expected = float(predictor.lost(k, Distortion(gain, math.log(factor)))[:n].mean())
+        clean, covariance = predictor.margins[:n], predictor.moments(k)[1][:n]
+        variance, device = np.diagonal(covariance, axis1=1, axis2=2), np.arange(n) // DEVICE_EXAMPLES
+        classes = None if predictor.classes is None else predictor.classes[:n]
+        seen = MeanMargins.fit(clean, margins, variance, classes, device)
+        log_factor, shift = math.log(seen.factor), seen.shift.of_margins(predictor.classes)
+        expected = float(predictor.lost(k, Distortion(seen.gain, log_factor, shift=shift))[:n].mean())
         lost = predictor.labels.first(n).lost(clean, margins)
         was_right = np.all(clean > 0.0, axis=1).astype(float)
         return cls(
             predictor.log_level(k),
-            gain,
-            gain_variance,
-            math.log(factor),
-            factor_variance / factor**2,
+            seen.gain,
+            seen.gain_variance,
+            seen.shift,
+            log_factor,
+            seen.factor_variance / seen.factor**2,
             *_excess(lost, max(expected, _LEAST_DROP)),
             float((was_right - predictor.right(k)[:n]).mean()),
             float((was_right - np.all(margins > 0.0, axis=2)).mean()),
         )
 
-
-def _near(margin: FloatArray, variance: FloatArray) -> npt.NDArray[np.bool_]:
-    """Which margins (n,) noise can reach."""
-    distance = np.abs(margin) / np.sqrt(variance + np.finfo(float).tiny)
-    fewest = min(_FEWEST, len(distance)) - 1
-    near: npt.NDArray[np.bool_] = distance <= max(_REACH, float(np.partition(distance, fewest)[fewest]))
-    return near
-
-
-def _ratio(values: FloatArray, base: FloatArray, device: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """Ratio of the sums of values (draws, n), averaged over draws, and base (n,); and its variance.
-
-    The larger of what differences between examples and between the examples of devices (n,) show: weight noise is
-    common to those of one.
-    """
-    ratio = float(values.mean(axis=0).sum() / base.sum())
-    rest = values.mean(axis=0) - ratio * base
-    groups = [rest, np.bincount(np.unique(device, return_inverse=True)[1], rest)]
-    of_groups = [float(np.square(group).sum()) * len(group) / max(len(group) - 1, 1) for group in groups]
-    return ratio, max(of_groups) / float(base.sum()) ** 2
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> SimulatedPoint:
+        """Read what ``dataclasses.asdict`` gave."""
+        return cls(**{**record, "shift": ClassTerms.from_record(record.get("shift"))})
 
 
 def _excess(lost: FloatArray, expected: float) -> tuple[float, float]:
-    """Relative excess of losses (draws, n) over the expected drop, and its variance over draws."""
+    """Relative excess of losses (draws, n) over the expected drop, and its variance over draws.
+
+    Draws are pairs of opposite noise, which share most of what they turn over: pairs are independent, where there are
+    two. Those of one pair spread by more than its mean does, so that the variance errs on the wide side.
+    """
+    if len(lost) % 2 == 0 and len(lost) > 2:
+        lost = lost.reshape(-1, 2, lost.shape[1]).mean(axis=1)
     draws, n = lost.shape
     of_draws = 1.0 / (draws * n) ** 2  # as if one more example had turned over: none does not show that none ever will
     if draws > 1:
@@ -212,6 +205,8 @@ class NoiseResponse:
     ----------
     gain
         Line of the gain over sqrt(l / l_0), l_0 the line's centre: noise deviates a margin by sqrt(l).
+    shift
+        Of the logits of single classes at l_0; proportional to l, beyond the strongest point to sqrt(l) as the gain.
     log_factor, excess
         Lines of the log factor and of the relative excess of the drop.
     points
@@ -219,6 +214,7 @@ class NoiseResponse:
     """
 
     gain: Line
+    shift: ClassTerms
     log_factor: Line
     excess: Line
     points: tuple[SimulatedPoint, ...]
@@ -236,6 +232,7 @@ class NoiseResponse:
         ).T
         return cls(
             Line.fit(level, gain / deviation, gain_variance / deviation**2, _GAIN),
+            pooled([(point.log_level, point.shift) for point in points], float(level.mean())),
             Line.fit(level, log_factor, log_factor_variance, _LOG_FACTOR),
             Line.fit(level, excess, excess_variance, _excess_prior(excess, excess_variance)),
             tuple(points),
@@ -252,6 +249,13 @@ class NoiseResponse:
             Distortion(max(deviation * gain, -1.0), log_factor, max(excess, -1.0)),
             Distortion(deviation * gain_error, log_factor_error, excess_error),
         )
+
+    def shift_at(self, log_level: float) -> ClassTerms:
+        """Shift of the logits at a noise level."""
+        strongest = max(point.log_level for point in self.points)
+        known = min(log_level, strongest)
+        beyond = min(log_level - known, _FARTHEST)
+        return self.shift.times(math.exp(known - self.gain.centre + beyond / 2.0))
 
 
 @dataclass(frozen=True)
@@ -304,9 +308,9 @@ class Calibration:
 
 
 def _response(record: Mapping[str, Any]) -> NoiseResponse:
-    points = tuple(SimulatedPoint(**point) for point in record["points"])
+    points = tuple(SimulatedPoint.from_record(point) for point in record["points"])
     gain, log_factor, excess = (_line(record[name]) for name in ("gain", "log_factor", "excess"))
-    return NoiseResponse(gain, log_factor, excess, points)
+    return NoiseResponse(gain, ClassTerms.from_record(record.get("shift")), log_factor, excess, points)
 
 
 def _line(record: Mapping[str, Any]) -> Line:

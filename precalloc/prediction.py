@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import cache, lru_cache
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
+from precalloc.class_terms import ClassArray, ClassTerms
 from precalloc.errors import ProfileError
 from precalloc.hardware import Hardware, NoiseKind, NoiseTerm
-from precalloc.intervals import paired, wilson
+from precalloc.intervals import NORMAL_QUANTILE, paired, wilson
 from precalloc.labels import LabelChances
 from precalloc.objective import Granularity, require_kinds, split_terms
+from precalloc.orthants import orthant_probability, random_directions
 from precalloc.profiles import FloatArray, MarginTable, Profile
 
-_DIRECTIONS = 24  # orthonormal frames of directions are cut or filled to about so many; each counts in both senses
-_CHI_STEPS = 20_000  # of the table of the chi distribution
+_OUT_OF_REACH = 38.0  # deviations: the normal density at this distance is zero in floating point
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,14 @@ class Distortion:
         Of the factor on the covariance.
     excess
         Relative excess of the drop over that of Gaussian margins with these moments.
+    shift : (n, m)
+        What is added to the mean margins of each example, or one number for all.
     """
 
     gain: float = 0.0
     log_factor: float = 0.0
     excess: float = 0.0
+    shift: FloatArray | float = 0.0
 
     def moved(self, name: str, step: float) -> Distortion:
         """Add a step to one of the numbers; neither mean margins nor the drop change sign."""
@@ -61,7 +64,11 @@ class Response(Protocol):
     """Distortion that simulated points call for."""
 
     def at(self, log_level: float) -> tuple[Distortion, Distortion]:
-        """Distortion at a noise level, and the standard errors of its numbers."""
+        """Distortion at a noise level but for the shift, and the standard errors of its numbers."""
+        ...
+
+    def shift_at(self, log_level: float) -> ClassTerms:
+        """Shift of the logits of single classes at a noise level."""
         ...
 
 
@@ -101,6 +108,8 @@ class Predictor:
         are then free of most of the integration error.
     labels
         Examples whose label is averaged over.
+    classes : (n, 1 + m)
+        Reference class of every example, and those of its margins, where they are known.
     """
 
     margins: FloatArray
@@ -108,6 +117,7 @@ class Predictor:
     averaged: FloatArray
     directions: FloatArray
     labels: LabelChances
+    classes: ClassArray | None = None
 
     @classmethod
     def of(cls, profile: Profile, hardware: Hardware, granularity: Granularity, seed: int = 0) -> Predictor:
@@ -127,12 +137,14 @@ class Predictor:
         shape = (examples, *tables[hardware.noise[0].kind].shape[1:])
         per_unit = _scaled_sum(tables, averaged, shape)
         floor = _scaled_sum(tables, static, shape).sum(axis=1)
+        classes = None if profile.margins.classes is None else profile.margins.classes[:examples]
         return cls(
             margins=margins,
             static=floor.reshape(-1),
             averaged=np.ascontiguousarray(per_unit.transpose(0, 2, 1)).reshape(-1, shape[1]),
-            directions=_directions(len(margins), margins.shape[1], seed),
-            labels=LabelChances.fit(margins),
+            directions=random_directions(len(margins), margins.shape[1], seed),
+            labels=LabelChances.fit(margins, classes),
+            classes=classes,
         )
 
     @property
@@ -149,7 +161,7 @@ class Predictor:
     @property
     def clean_accuracy(self) -> float:
         """Share of these examples that the noiseless model has right."""
-        return float(np.all(self.margins > 0.0, axis=1).mean())
+        return float(self._right_without_noise.mean())
 
     def moments(self, k: FloatArray | float) -> tuple[FloatArray, FloatArray]:
         """Mean (n, m) and covariance (n, m, m) of the margins at the K of each unit (units,), or one K for all."""
@@ -183,26 +195,55 @@ class Predictor:
         response
             Calibration by simulated points; its error widens the intervals.
         """
+        return _summarise(self._right_without_noise, *self._expected(k, response))
+
+    def predict_these(self, k: FloatArray | float, response: Response | None = None) -> Prediction:
+        """Predict the accuracy on these very examples, with the labels that they have.
+
+        Intervals are for the mean over all noise: they cover the error of method and calibration, and no sampling of
+        examples. Parameters as of `predict`.
+        """
+        known = replace(self, labels=LabelChances.known())
+        return _summarise_these(self._right_without_noise, *known._expected(k, response))
+
+    @property
+    def _right_without_noise(self) -> FloatArray:
+        right: FloatArray = np.all(self.margins > 0.0, axis=1).astype(float)
+        return right
+
+    def _expected(self, k: FloatArray | float, response: Response | None) -> tuple[FloatArray, float]:
+        """Expected loss of each example (n,), and the variance of their mean by method and calibration."""
         mean, covariance = self.moments(k)
-        right = np.all(self.margins > 0.0, axis=1).astype(float)
         if response is None:
-            return _summarise(right, *self._lost(mean, covariance, _NONE))
-        found, error = response.at(self._log_level(covariance))
+            return self._lost(mean, covariance, _NONE)
+        log_level = self._log_level(covariance)
+        (found, error), shift = response.at(log_level), response.shift_at(log_level)
+        found = replace(found, shift=shift.of_margins(self.classes))
         lost, of_model = self._lost(mean, covariance, found)
-        for name, step in asdict(error).items():
+        for name in ("gain", "log_factor", "excess"):
+            step = getattr(error, name)
             ends = [self._lost(mean, covariance, found.moved(name, sign * step))[0].mean() for sign in (-1.0, 1.0)]
             of_model += float((ends[1] - ends[0]) / 2.0) ** 2
-        return _summarise(right, lost, of_model)
+        of_model += shift.variance_of_mean(self._slope(mean, covariance, found), self.classes)
+        return lost, of_model
+
+    def _slope(self, mean: FloatArray, covariance: FloatArray, distortion: Distortion) -> FloatArray:
+        """Derivative of each example's expected loss (n,) in its nearest margin, as if that were the only one."""
+        mean, covariance = _distorted(mean, covariance, distortion)
+        deviation = np.sqrt(covariance[:, 0, 0] + np.finfo(float).tiny)
+        distance = np.minimum(np.abs(mean[:, 0]) / deviation, _OUT_OF_REACH)
+        density = np.exp(-np.square(distance) / 2.0) / (deviation * math.sqrt(2.0 * math.pi))
+        slope: FloatArray = -(1.0 + distortion.excess) * self.labels.certainty(len(mean)) * density
+        return slope
 
     def _lost(self, mean: FloatArray, covariance: FloatArray, distortion: Distortion) -> tuple[FloatArray, float]:
         """Expected loss of each example (n,), averaged over its label; and the variance of their mean by method."""
         mean, covariance = _distorted(mean, covariance, distortion)
         times = 1.0 + distortion.excess
         own, integration = orthant_probability(mean, covariance, self.directions)
-        was_right = np.all(self.margins > 0.0, axis=1)
+        was_right = self._right_without_noise
         if not len(self.labels.rows):
-            lost = was_right - own
-            return np.minimum(times * lost, 1.0), times**2 * float(integration.sum()) / len(own) ** 2
+            return np.minimum(times * (was_right - own), 1.0), times**2 * float(integration.sum()) / len(own) ** 2
         other = orthant_probability(*self.labels.exchanged(mean, covariance), self.directions[self.labels.rows])[0]
         lost, of_labels = self.labels.average(was_right - own, (self.labels.margin < 0.0) - other)
         return np.minimum(times * lost, 1.0), times**2 * (float(integration.sum()) / len(own) ** 2 + of_labels)
@@ -213,101 +254,7 @@ class Predictor:
 
 
 def _distorted(mean: FloatArray, covariance: FloatArray, distortion: Distortion) -> tuple[FloatArray, FloatArray]:
-    return (1.0 + distortion.gain) * mean, math.exp(distortion.log_factor) * covariance
-
-
-def orthant_probability(
-    mean: FloatArray, covariance: FloatArray, directions: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Probability that all components of Gaussian vectors are positive, with its integration variance.
-
-    Directional simulation (Deak, Biometrika 67, 1980): along L d, with L L' the covariance and d a unit vector, the
-    radius of the Gaussian is chi-distributed in either sense, and the positive orthant cuts an interval from the line
-    of signed radii, whose probability is known. Only the direction is sampled; with one component this is the closed
-    form.
-
-    Parameters
-    ----------
-    mean : (n, m)
-    covariance : (n, m, m), positive semi-definite
-    directions : (n, s, m)
-
-    Returns
-    -------
-    probability : (n,)
-    variance : (n,)
-        Of the probability, over the choice of directions; 0 with one component.
-    """
-    m = mean.shape[1]
-    steps = np.moveaxis(directions @ _psd_cholesky(covariance).swapaxes(1, 2), 2, 0)
-    first, last = _positive_radii(mean, np.ascontiguousarray(steps))
-    share = np.where(last > first, _chi_distribution(m, last) - _chi_distribution(m, first), 0.0) / 2.0
-    count = share.shape[1]
-    variance = share.var(axis=1) / (count - 1) if m > 1 else np.zeros(len(share))
-    return share.mean(axis=1), variance
-
-
-def _positive_radii(mean: FloatArray, steps: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Signed radii (n, s) between which mean + r * steps, with steps (m, n, s), is positive in all components."""
-    first, last = np.full(steps.shape[1:], -np.inf), np.full(steps.shape[1:], np.inf)
-    for level, slope in zip(mean.T[:, :, None], steps, strict=True):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            crossing = -level / slope
-        np.maximum(first, np.where(slope > 0.0, crossing, -np.inf), out=first)
-        np.minimum(last, np.where(slope < 0.0, crossing, np.inf), out=last)
-        # A component without noise stays what it is; a margin of exactly 0 is wrong, as it is without noise.
-        last[(slope == 0.0) & (level <= 0.0)] = -np.inf
-    return first, last
-
-
-def _psd_cholesky(covariance: FloatArray) -> FloatArray:
-    """Lower factors (n, m, m) of positive semi-definite matrices; pivots that rounding made negative count as 0."""
-    factor = np.zeros_like(covariance)
-    for j in range(covariance.shape[1]):
-        row = factor[:, j, :j]
-        pivot = covariance[:, j, j] - np.square(row).sum(axis=1)
-        pivot[pivot <= 1e-12 * covariance[:, j, j]] = 0.0
-        root = np.sqrt(pivot)
-        factor[:, j, j] = root
-        below = covariance[:, j + 1 :, j] - (factor[:, j + 1 :, :j] @ row[:, :, None])[:, :, 0]
-        factor[:, j + 1 :, j] = np.divide(below, root[:, None], out=np.zeros_like(below), where=root[:, None] > 0.0)
-    return factor
-
-
-def _chi_distribution(m: int, radius: FloatArray) -> FloatArray:
-    """Chi distribution function of |r|, with the sign of r and m degrees of freedom, interpolated to about 1e-8."""
-    table, farthest = _chi_table(m)
-    # Radii of the table are equidistant, so that an entry's place is a product: many times faster than a search.
-    place = np.minimum(np.abs(radius), farthest) * (_CHI_STEPS / farthest)
-    below = np.minimum(place.astype(np.intp), _CHI_STEPS - 1)
-    low = table[below]
-    share: FloatArray = np.copysign(low + (place - below) * (table[below + 1] - low), radius)
-    return share
-
-
-@cache
-def _chi_table(m: int) -> tuple[FloatArray, float]:
-    """Chi distribution function at equidistant radii from 0 on, (steps + 1,), and the farthest of them."""
-    farthest = math.sqrt(m) + 8.0
-    radii = np.linspace(0.0, farthest, _CHI_STEPS + 1)
-    log_density = (m - 1) * np.log(np.maximum(radii, 1e-300)) - radii**2 / 2.0
-    density = np.exp(log_density - log_density.max())
-    areas = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2.0)])
-    table = areas / areas[-1]
-    table.setflags(write=False)
-    return table, farthest
-
-
-@lru_cache(maxsize=2)  # an allocation and its report predict alike
-def _directions(examples: int, m: int, seed: int) -> FloatArray:
-    """Random orthonormal frames, several an example: within a frame directions spread out, which lowers the error."""
-    if m == 1:
-        return np.ones((examples, 1, 1))
-    frames = max(2, math.ceil(_DIRECTIONS / m))
-    normals = np.random.default_rng(seed).standard_normal((examples * frames, m, m))
-    directions = np.linalg.qr(normals)[0].swapaxes(1, 2).reshape(examples, frames * m, m)
-    directions.setflags(write=False)
-    return directions
+    return (1.0 + distortion.gain) * mean + distortion.shift, math.exp(distortion.log_factor) * covariance
 
 
 def _summarise(clean: FloatArray, lost: FloatArray, of_method: float) -> Prediction:
@@ -323,6 +270,13 @@ def _summarise(clean: FloatArray, lost: FloatArray, of_method: float) -> Predict
     accuracy_interval = wilson(accuracy, of_accuracy + of_method, n)
     drop_interval = paired(drop, of_drop + of_method, n)
     return Prediction(accuracy, *accuracy_interval, float(clean.mean()), drop, *drop_interval)
+
+
+def _summarise_these(clean: FloatArray, lost: FloatArray, of_method: float) -> Prediction:
+    """Average over known examples what they are worth without noise (n,), and what noise takes (n,)."""
+    drop, half, right = float(lost.mean()), NORMAL_QUANTILE * math.sqrt(of_method), float(clean.mean())
+    low, high = max(drop - half, right - 1.0), min(drop + half, right)
+    return Prediction(right - drop, right - high, right - low, right, drop, low, high)
 
 
 def _tables(profile: Profile, granularity: Granularity) -> Mapping[NoiseKind, FloatArray]:

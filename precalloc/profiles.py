@@ -85,11 +85,14 @@ class MarginTable:
         Covariance of the margins per site at unit noise, upper triangle row by row.
     channel_covariance : kind -> (n, channels, m * (m + 1) / 2) or None
         The same per channel; its sum over a site's channels is ``site_covariance``. May hold only the first examples.
+    classes : (n, 1 + m) or None
+        The reference class, and those of the margins. None in profiles of releases that did not note it.
     """
 
     margins: FloatArray
     site_covariance: Mapping[NoiseKind, FloatArray]
     channel_covariance: Mapping[NoiseKind, FloatArray] | None = None
+    classes: npt.NDArray[np.int64] | None = None
 
     def select(self, sites: npt.NDArray[np.bool_], channels: npt.NDArray[np.bool_]) -> MarginTable:
         """Keep some sites and channels only, given by masks."""
@@ -98,6 +101,7 @@ class MarginTable:
             self.margins,
             {kind: values[:, sites] for kind, values in self.site_covariance.items()},
             None if per_channel is None else _SelectedArrays(per_channel, channels),
+            self.classes,
         )
 
 
@@ -268,12 +272,16 @@ def _pick(values: Mapping[NoiseKind, FloatArray], chosen: npt.NDArray[np.bool_])
 _PER_KIND = ("damage", "damage_error", "site_damage_error", "noise_variance")
 
 
-def _arrays(profile: Profile) -> dict[str, FloatArray]:
-    arrays = {f"{name}/{kind}": getattr(profile, name)[kind] for name in _PER_KIND for kind in profile.kinds}
+def _arrays(profile: Profile) -> dict[str, npt.NDArray[Any]]:
+    arrays: dict[str, npt.NDArray[Any]] = {
+        f"{name}/{kind}": getattr(profile, name)[kind] for name in _PER_KIND for kind in profile.kinds
+    }
     table = profile.margins
     if table is None:
         return arrays
     arrays["margins"] = table.margins
+    if table.classes is not None:
+        arrays["margin_classes"] = table.classes
     arrays |= {f"site_covariance/{kind}": table.site_covariance[kind] for kind in profile.kinds}
     if table.channel_covariance is not None:
         arrays |= {f"channel_covariance/{kind}": table.channel_covariance[kind] for kind in profile.kinds}
@@ -329,7 +337,7 @@ def _read(path: Path) -> Profile:
         raise ProfileError(f"{path} is not a precalloc profile ({error}). Profile the model again.") from error
 
 
-def _profile(path: Path, file: Mapping[str, FloatArray], header: Mapping[str, Any]) -> Profile:
+def _profile(path: Path, file: Mapping[str, npt.NDArray[Any]], header: Mapping[str, Any]) -> Profile:
     kinds, loss_error = tuple(NoiseKind(kind) for kind in header["kinds"]), header.get("clean_loss_error")
     per_kind = {name: {kind: file[f"{name}/{kind}"] for kind in kinds} for name in _PER_KIND}
     return Profile(
@@ -355,7 +363,7 @@ def _read_calibration(path: Path, header: Mapping[str, Any]) -> Calibration | No
 
 
 def _read_margins(
-    path: Path, file: Mapping[str, FloatArray], header: Mapping[str, Any], kinds: tuple[NoiseKind, ...]
+    path: Path, file: Mapping[str, npt.NDArray[Any]], header: Mapping[str, Any], kinds: tuple[NoiseKind, ...]
 ) -> MarginTable | None:
     if not header["has_margins"]:
         return None
@@ -363,4 +371,5 @@ def _read_margins(
         margins=file["margins"],
         site_covariance={kind: file[f"site_covariance/{kind}"] for kind in kinds},
         channel_covariance=_LazyArrays(path, "channel_covariance", kinds) if header["has_channel_covariance"] else None,
+        classes=file.get("margin_classes"),
     )

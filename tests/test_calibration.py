@@ -13,6 +13,7 @@ from test_kmap_files import SCHEMA
 from precalloc.accuracy import SimulatedAccuracy
 from precalloc.allocator import Allocator, allocate
 from precalloc.calibration import DEVICE_EXAMPLES, Calibration, Line, NoiseResponse, Prior, SimulatedPoint
+from precalloc.class_terms import ClassTerms
 from precalloc.kmap_files import kmap_json, kmap_record
 from precalloc.objective import Granularity
 from precalloc.prediction import Predictor
@@ -46,6 +47,61 @@ def test_a_point_finds_gain_and_factor_of_its_noise():
     assert point.linearised == pytest.approx(found.clean_accuracy - found.right(4.0).mean())
     assert np.all(np.abs(np.mean(errors, axis=0)) < 4.0 / math.sqrt(60))
     assert np.all((np.std(errors, axis=0) > 0.5) & (np.std(errors, axis=0) < 1.5))
+
+
+SHIFT = np.array([0.8, 0.0, -0.5, 0.0])
+
+
+def class_predictor(examples, seed, of_first):
+    """Margins of four classes; the nearest other class of a share of the examples is the first."""
+    rng = np.random.default_rng(seed)
+    classes = np.stack([rng.permutation(4)[:2] for _ in range(examples)])
+    some = (rng.random(examples) < of_first) & (classes[:, 0] != 0)
+    classes[some, 1] = 0
+    plain = make_profile(examples=examples, m=1)
+    margins = replace(plain.margins, margins=rng.normal(3.0, 3.0, (examples, 1)), classes=classes)
+    return Predictor.of(replace(plain, margins=margins), SHOT, Granularity.LAYER)
+
+
+def shifted_margins(found, k, seed, level):
+    """Margins under noise that shifts their means by class, in proportion to its level."""
+    mean, covariance = found.moments(k)
+    shift = math.exp(found.log_level(k) - level) * (SHIFT[found.classes[:, :1]] - SHIFT[found.classes[:, 1:]])
+    noise = np.sqrt(covariance[:, :, 0]) * np.random.default_rng(seed).standard_normal((1, *mean.shape))
+    return mean + shift + np.concatenate([noise, -noise])
+
+
+def test_shifts_of_classes_are_carried_to_another_k_and_to_examples_of_another_mixture():
+    found, other = class_predictor(800, 0, 0.0), class_predictor(20_000, 1, 0.8)
+    level = found.log_level(8.0)
+    truth = (other.margins > 0).mean() - (shifted_margins(other, 6.0, 9, level) > 0).mean()
+    errors = []
+    for by_class in (True, False):
+        seen_on, target = (p if by_class else replace(p, classes=None) for p in (found, other))
+        points = [SimulatedPoint.of(seen_on, k, shifted_margins(found, k, 7, level)) for k in (4.0, 8.0, 16.0)]
+        errors.append(target.predict_these(6.0, NoiseResponse.fit(points)).drop - truth)
+    assert abs(errors[0]) < 0.01
+    assert errors[1] < -0.03
+
+
+def test_shifts_beyond_the_strongest_point_grow_as_the_deviation_does():
+    found = class_predictor(400, 0, 0.0)
+    level = found.log_level(8.0)
+    response = NoiseResponse.fit(
+        [SimulatedPoint.of(found, k, shifted_margins(found, k, 7, level)) for k in (8.0, 16.0)]
+    )
+    largest = [max(response.shift_at(level + step).value) for step in (-1.0, 0.0, 1.0, 700.0)]
+    assert largest[0] == pytest.approx(largest[1] * math.exp(-1.0))
+    assert largest[2] == pytest.approx(largest[1] * math.exp(0.5))
+    assert math.isfinite(largest[3])
+
+
+def test_records_of_releases_without_class_shifts_have_none():
+    record = calibration().to_record()
+    del record["responses"]["uniform"]["shift"]
+    for point in record["responses"]["uniform"]["points"]:
+        del point["shift"]
+    assert Calibration.from_record(record, "the test") == calibration()
 
 
 def test_a_drop_that_gaussian_margins_do_not_explain_is_an_excess():
@@ -123,7 +179,7 @@ def test_gain_and_factor_beyond_all_points_stay_finite():
 
 
 def calibration(granularity=Granularity.LAYER, compensated=False):
-    points = [SimulatedPoint(x, -0.2, 1e-6, 0.5, 1e-6, 0.0, 1e-6, 0.0, 0.0) for x in (0.0, 1.0, 2.0, 3.0)]
+    points = [SimulatedPoint(x, -0.2, 1e-6, ClassTerms(), 0.5, 1e-6, 0.0, 1e-6, 0.0, 0.0) for x in (0.0, 1.0, 2.0, 3.0)]
     response = NoiseResponse.fit(points)
     return Calibration(SHOT, granularity, compensated, {"allocated": response, "uniform": response}, 400, 4)
 

@@ -7,7 +7,8 @@ from builders import make_hardware, make_profile
 from precalloc.errors import ProfileError
 from precalloc.hardware import NoiseKind, Redundancy
 from precalloc.objective import Granularity
-from precalloc.prediction import Predictor, _summarise, orthant_probability
+from precalloc.orthants import orthant_probability
+from precalloc.prediction import Predictor, _summarise
 
 SHOT = make_hardware()
 

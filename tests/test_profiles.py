@@ -1,6 +1,7 @@
 """Profile files."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,15 @@ def test_a_profile_reads_back(tmp_path):
     for field in ("site_covariance", "channel_covariance"):
         for kind in saved.kinds:
             np.testing.assert_array_equal(getattr(read.margins, field)[kind], getattr(saved.margins, field)[kind])
+    assert read.margins.classes is None
+
+
+def test_classes_of_margins_read_back_and_stay_with_a_selection(tmp_path):
+    profile, classes = make_profile(), np.arange(1200).reshape(300, 4) % 7
+    saved = replace(profile, margins=replace(profile.margins, classes=classes))
+    read = Profile.load(saved.save(tmp_path / "profile.npz"))
+    np.testing.assert_array_equal(read.margins.classes, classes)
+    np.testing.assert_array_equal(read.select(np.array([True, False, True, True])).margins.classes, classes)
 
 
 def test_torn_profile_is_refused_with_a_remedy(tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,7 @@ def calibrate(
         raise ProfileError(f"The profile holds no margins per {granularity}, so there is nothing to calibrate.")
     compensated = chip.digital_biases if compensate is None else compensate
     used = first(source, min(examples, allocator.predictor.examples))
-    draws = max(2, _PASSES // used.examples) if draws is None else draws
+    draws = 2 * max(1, round(_PASSES / (2 * used.examples))) if draws is None else draws
     of_task = TaskChoices(task, forward_fn, loss_fn, metric_fn, output)
     effort = _Effort(points, draws, seed, batch_size, compensated)
     identity = f"calibration {profile.provenance} {chip.to_dict()} {granularity} {choices} {used.examples} {effort}"
@@ -188,8 +189,10 @@ class _Run:
 
     def state(self) -> Arrays:
         """The points so far."""
-        return {family: np.array([astuple(point) for point in found]) for family, found in self.points.items()}
+        records = {family: json.dumps([asdict(point) for point in found]) for family, found in self.points.items()}
+        return {family: np.frombuffer(record.encode(), np.uint8) for family, record in records.items()}
 
     def restore(self, arrays: Arrays) -> None:
         """Go on after the points that are there."""
-        self.points = {family: [SimulatedPoint(*row) for row in arrays[family].tolist()] for family in FAMILIES}
+        records = {family: json.loads(arrays[family].tobytes()) for family in FAMILIES}
+        self.points = {family: list(map(SimulatedPoint.from_record, found)) for family, found in records.items()}

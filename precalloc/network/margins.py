@@ -20,11 +20,18 @@ from precalloc.network.observation import Call, output_gradients, output_terms, 
 from precalloc.network.operators import widened
 
 
-def strongest_margins(logits: Tensor, reference: Tensor, count: int) -> Tensor:
-    """Logit of the reference class minus those of the ``count`` strongest others, (examples, count), nearest first."""
-    own = logits.gather(1, reference[:, None])
-    others = logits.scatter(1, reference[:, None], -torch.inf)
-    return own - others.topk(count, dim=1).values
+def strongest_margins(logits: Tensor, reference: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Logit of the reference class minus those of the ``count`` strongest others, nearest first.
+
+    Returns
+    -------
+    margins : (examples, count)
+    classes : (examples, 1 + count)
+        The reference class, and the others.
+    """
+    reference = reference[:, None]
+    others = logits.scatter(1, reference, -torch.inf).topk(count, dim=1)
+    return logits.gather(1, reference) - others.values, torch.cat([reference, others.indices], dim=1)
 
 
 def margin_covariance(

@@ -105,6 +105,7 @@ class Measurement:
         self.fields = {key: np.zeros(self.slots.total) for key in ("x_energy", "shot")}
         self.totals = {"examples": 0.0, "batches": 0.0, "weight": 0.0, "score": 0.0}
         self.margins: list[FloatArray] = []
+        self.margin_classes: list[npt.NDArray[np.int64]] = []
         self.site_covariance: dict[NoiseKind, list[FloatArray]] = {kind: [] for kind in options.kinds}
         self.channel_covariance: dict[NoiseKind, list[FloatArray]] = {kind: [] for kind in options.kinds}
 
@@ -130,15 +131,15 @@ class Measurement:
         probing = self._probing(batch, device) if predicts and NoiseKind.WEIGHT in options.kinds else None
         output, calls = record(model, batch, self.task.forward, probing, self._observe, self._energies)
         reference = self.task.reference(output, batch)
-        margins = strongest_margins(output, reference, options.margins) if predicts else None
+        found = strongest_margins(output, reference, options.margins) if predicts else None
         covariance = (
-            {} if margins is None else margin_covariance(margins, calls, self.layouts, self.slots, options.kinds)
+            {} if found is None else margin_covariance(found[0], calls, self.layouts, self.slots, options.kinds)
         )
         draws = ExampleDraws((options.seed, _LABELS), batch.start, batch.size, device)
         loss = self.task.sampled_loss(output, reference, draws)
         terms = curvature_terms(loss, calls, self.layouts, batch.size, self.slots, options.kinds)
-        if margins is not None:
-            self._add_margins(margins, covariance, follow)
+        if found is not None:
+            self._add_margins(*found, covariance, follow)
         self._add_curvature(terms, widened(self.task.weight(output, reference)).double().cpu().numpy())
         if ends_block:
             self._close_block()
@@ -196,8 +197,11 @@ class Measurement:
             self.weight_range[self.slots.of(site)] = (rows.amax(1) - rows.amin(1)).cpu().numpy()
             self.mean_square[self.slots.of(site)] = rows.square().mean(1).cpu().numpy()
 
-    def _add_margins(self, margins: Tensor, covariance: Mapping[NoiseKind, Tensor], follow: int) -> None:
+    def _add_margins(
+        self, margins: Tensor, classes: Tensor, covariance: Mapping[NoiseKind, Tensor], follow: int
+    ) -> None:
         self.margins.append(widened(margins[:follow].detach()).cpu().numpy())
+        self.margin_classes.append(classes[:follow].cpu().numpy())
         pairs = self.options.margins * (self.options.margins + 1) // 2
         fitting = _CHANNEL_TABLE_VALUES // (self.slots.total * pairs)
         room = max(0, min(follow, fitting - int(self.totals["examples"])))
@@ -284,6 +288,7 @@ class Measurement:
             channel_covariance={
                 kind: scaled(self.channel_covariance[kind], spread[kind]) for kind in self.options.kinds
             },
+            classes=np.concatenate(self.margin_classes),
         )
 
     def _group_sums(self) -> list[tuple[str, GroupSums]]:
@@ -305,6 +310,7 @@ class Measurement:
                 arrays[f"channel_covariance/{kind}"] = np.concatenate(self.channel_covariance[kind])
         if self.margins:
             arrays["margins"] = np.concatenate(self.margins)
+            arrays["margin_classes"] = np.concatenate(self.margin_classes)
         for index, tails in enumerate(self.ranges.values()):
             high, low, count = tails.state()
             arrays |= {f"range/{index}/high": high, f"range/{index}/low": low, f"range/{index}/count": np.array(count)}
@@ -323,7 +329,8 @@ class Measurement:
             if "margins" in arrays:
                 self.site_covariance[kind] = [arrays[f"site_covariance/{kind}"]]
                 self.channel_covariance[kind] = [arrays[f"channel_covariance/{kind}"]]
-        self.margins = [arrays["margins"]] if "margins" in arrays else []
+        if "margins" in arrays:
+            self.margins, self.margin_classes = [arrays["margins"]], [arrays["margin_classes"]]
         for index, tails in enumerate(self.ranges.values()):
             high, low, count = (arrays[f"range/{index}/{key}"] for key in ("high", "low", "count"))
             tails.restore(high, low, int(count))

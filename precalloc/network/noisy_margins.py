@@ -15,6 +15,7 @@ from precalloc.network.batches import Batch
 from precalloc.network.data import Data
 from precalloc.network.forward import model_device
 from precalloc.network.interception import intercept
+from precalloc.network.margins import strongest_margins
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operators import widened
 from precalloc.network.preparation import Prepared
@@ -60,18 +61,20 @@ class NoisyMargins:
     def _follow(self, device: int, batch: Batch, count: int) -> _Followed:
         with torch.no_grad():
             output = self._task.output(self._model, batch)
-        reference = self._task.reference(output, batch)[:, None]
-        others = output.scatter(1, reference, -torch.inf).topk(count, dim=1).indices
-        return _Followed(device, batch, reference, others)
+        classes = strongest_margins(output, self._task.reference(output, batch), count)[1]
+        return _Followed(device, batch, classes[:, :1], classes[:, 1:])
 
     def under(self, kmap: KMap, draws: int, seed: int) -> FloatArray:
-        """Margins (draws, examples, m), nearest without noise first; `DEVICE_EXAMPLES` share a device in every draw."""
+        """Margins (draws, examples, m), nearest without noise first; `DEVICE_EXAMPLES` share a device in every draw.
+
+        Draws come in pairs of opposite noise, which cancels in the means what is linear in it.
+        """
         found = []
         for draw in range(draws):
             parts = []
             for device, followed in itertools.groupby(self._followed, lambda each: each.device):
-                own = derived_seed(seed, draw, device)
-                injector = NoiseInjector.of(kmap, own, model_device(self._model), layouts=self._layouts)
+                own, sign = derived_seed(seed, draw // 2, device), 1.0 - 2.0 * (draw % 2)
+                injector = NoiseInjector.of(kmap, own, model_device(self._model), sign, layouts=self._layouts)
                 parts += [self._noisy(each, injector) for each in followed]
             found.append(np.concatenate(parts))
         return np.stack(found)

@@ -102,8 +102,12 @@ def test_margins_are_those_of_the_label_nearest_first():
     found = profile(model, (x, labels), UNIT, margins=3)
     with torch.no_grad():
         logits = model(x).double().numpy()
-    for row, label, margins in zip(logits, labels.tolist(), found.margins.margins, strict=True):
+    for row, label, margins, classes in zip(
+        logits, labels.tolist(), found.margins.margins, found.margins.classes, strict=True
+    ):
         np.testing.assert_allclose(margins, np.sort(row[label] - np.delete(row, label)), rtol=1e-5, atol=1e-6)
+        assert classes[0] == label
+        np.testing.assert_allclose(row[label] - row[classes[1:]], margins, rtol=1e-5, atol=1e-6)
     right = np.all(found.margins.margins > 0, axis=1).mean()
     assert found.clean_accuracy == pytest.approx(right)
 
