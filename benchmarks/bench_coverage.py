@@ -1,4 +1,4 @@
-"""How often intervals of predicted drops hold, over random splits of the keyword network's examples.
+"""How often intervals of predicted drops hold, over random splits of a fixture network's examples.
 
 The K maps of `bench_prediction` share one calibration and one evaluation sample, so that their errors go together:
 which examples are fragile is the same for all of them. Here the fixture's examples are pooled and dealt out anew,
@@ -9,7 +9,7 @@ Prints the mean absolute error of predicted drops and their mean error, with the
 and how many simulated drops lie within both 95 % intervals. With --rows, pairs are kept in that file as they are found,
 and an interrupted run goes on. Needs the fixtures:
 
-    python -m benchmarks.bench_coverage [--fixtures DIR] [--splits N] [--rows FILE]
+    python -m benchmarks.bench_coverage [--fixtures DIR] [--network NAME] [--splits N] [--first N] [--rows FILE]
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ from precalloc.network.batches import Batch, join
 from precalloc.network.data import ArrayData, Data
 from precalloc.network.data_files import load_data
 
-FIXTURE = "kws-dscnn"
-# As in `bench_prediction`, but two drops of each family of K maps, and four noise draws.
-EFFORT = replace(EFFORTS[FIXTURE], drops=(0.01, 0.03), draws=4)
+# As in `bench_prediction`, but two drops of each family of K maps, and two pairs of noise draws at most.
+EFFORTS_OF_SPLITS = {
+    name: replace(effort, drops=(0.01, 0.03), draws=min(4, effort.draws)) for name, effort in EFFORTS.items()
+}
 
 
 def split(folder: Path, seed: int) -> tuple[Data, Data]:
@@ -71,17 +72,21 @@ def main() -> None:
     """Run all splits and print what holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fixtures", type=Path, default=DEFAULT_FIXTURES)
+    parser.add_argument("--network", default="kws-dscnn", choices=list(EFFORTS_OF_SPLITS))
     parser.add_argument("--splits", type=int, default=16)
+    parser.add_argument("--first", type=int, default=0, help="number of the first split")
     parser.add_argument("--rows", type=Path, help="JSON lines to keep pairs in")
+    parser.add_argument("--device", default="cpu", help="where the network runs")
     arguments = parser.parse_args()
     if not arguments.fixtures.is_dir():
         print(f"Skipped: no fixtures in {arguments.fixtures}; give their folder with --fixtures.")
         return
     rows = read(arguments.rows) if arguments.rows is not None and arguments.rows.is_file() else []
-    for seed in range(arguments.splits):
+    for seed in range(arguments.first, arguments.first + arguments.splits):
         known = {(row["network"], row["hardware"], row["map"], row["target"]) for row in rows if row["split"] == seed}
-        data = split(arguments.fixtures / FIXTURE, seed)
-        network = Network(arguments.fixtures, FIXTURE, EFFORT, data, seed=seed)
+        data = split(arguments.fixtures / arguments.network, seed)
+        effort = EFFORTS_OF_SPLITS[arguments.network]
+        network = Network(arguments.fixtures, arguments.network, effort, data, seed=seed, device=arguments.device)
         for preset in PRESETS:
             for found in pairs(network, preset, known):
                 rows.append({"split": seed, **found})

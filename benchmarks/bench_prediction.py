@@ -104,9 +104,10 @@ class Network:
         data: tuple[Data, Data] | None = None,
         keep: Path | None = None,
         seed: int = 0,
+        device: str = "cpu",
     ) -> None:
         self.name, self.effort, self._keep, self._seed = name, effort, keep, seed
-        self.model = load_model(f"{folder / name / 'model.py'}:build")
+        self.model = load_model(f"{folder / name / 'model.py'}:build").to(device)
         self.calibration, evaluation = data or tuple(load_data(str(folder / name / part)) for part in PARTS)
         self.evaluation = unseen(first(evaluation, effort.examples), self.calibration)
 
@@ -312,6 +313,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="JSON lines to keep pairs in; profiles are kept beside it")
     parser.add_argument("--kept", action="store_true", help="print what is kept in --rows, and run nothing")
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--device", default="cpu", help="where the networks run; noise differs between kinds of device")
     arguments = parser.parse_args()
     if not arguments.fixtures.is_dir():
         print(f"Skipped: no fixtures in {arguments.fixtures}; give their folder with --fixtures.")
@@ -321,7 +323,7 @@ def main() -> None:
     known = {(row["network"], row["hardware"], row["map"], row["target"]) for row in rows}
     for name in [] if arguments.kept else arguments.only:
         keep = arguments.rows.parent if arguments.rows else None
-        network = Network(arguments.fixtures, name, EFFORTS[name], keep=keep)
+        network = Network(arguments.fixtures, name, EFFORTS[name], keep=keep, device=arguments.device)
         for preset in arguments.presets:
             for row in pairs(network, preset, known):
                 rows.append(row)
