@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -179,6 +179,20 @@ def _landmarks_table(name: str, rows: pd.DataFrame) -> Table:
         energy = format_energy_per_mac(row["energy_per_mac_joule"])
         numbers = f"{row['mean_repetitions']:.3g}", energy, figures.percent(row["accuracy"]), f"{100 * row['drop']:.1f}"
         table.add_row(mark, row["curve"], *numbers)
+    return table
+
+
+def prediction_table(predicted: Mapping[str, Prediction], tabled: int, examples: int) -> Table:
+    """Tabulate predictions, by the name of the K map, for those of given examples whose margins are tabled."""
+    from precalloc import figures
+
+    of_them = "" if tabled == examples else f" of {examples}"
+    table = Table(title=f"predicted for {tabled}{of_them} examples", title_justify="left")
+    for heading in ("", "clean", "under noise", "difference"):
+        table.add_column(heading, justify="right")
+    for name, each in predicted.items():
+        clean, drop = figures.percent(each.clean_accuracy), f"drop {figures.drop(each)}"
+        table.add_row(name, clean, figures.accuracy(each), drop)
     return table
 
 

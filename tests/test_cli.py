@@ -1,15 +1,19 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import pytest
 from builders import make_hardware, make_profile
 from typer.testing import CliRunner
 
 from benchmarks.bench_startup import synthetic_profile
+from precalloc.allocation import Allocation
 from precalloc.cli import app
+from precalloc.example_prediction import predict
 from precalloc.hardware import Hardware
 from precalloc.kmaps import KMap
+from precalloc.profiles import Profile
 
 HEAVY = ("torch", "pandas", "cvxpy", "scipy.stats", "scipy.optimize", "matplotlib")
 
@@ -167,3 +171,27 @@ def test_errors_of_the_installed_program_have_no_traceback(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "none.json does not exist" in done.stderr
+
+
+def test_predict_tells_what_python_tells(profile_file):
+    out = allocate(profile_file, "--budget", "15x")[1]
+    arguments = ("predict", "--kmap", out / "kmap.json", "--profile", profile_file)
+    shown = run(*arguments)
+    assert shown.exit_code == 0, shown.output
+    assert "predicted for 300 examples" in shown.output
+    assert "linearised noise alone" in shown.output
+    record = json.loads(run(*arguments, "--json").stdout)
+    allocation, examples = Allocation.load(out / "kmap.json"), Profile.load(profile_file)
+    for name in ("allocated", "uniform"):
+        assert record[name] == asdict(predict(allocation, examples, uniform=name == "uniform"))
+    assert record["allocated"]["drop"] > 0.01
+
+
+def test_predict_refuses_examples_of_another_model_in_one_line(profile_file, tmp_path):
+    out = allocate(profile_file, "--budget", "15x")[1]
+    profile = make_profile()
+    other = replace(profile, provenance=replace(profile.provenance, model_hash="other")).save(tmp_path / "other.npz")
+    result = run("predict", "--kmap", out / "kmap.json", "--profile", other)
+    assert result.exit_code == 2
+    assert "another model" in result.stderr
+    assert result.stderr.count("\n") == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from precalloc.cli import allocate, demo, hardware, profile, report, sites, sweep, validate
+from precalloc.cli import allocate, demo, hardware, predict, profile, report, sites, sweep, validate
 from precalloc.cli.application import ProgramGroup
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ for command in (
     profile.profile,
     allocate.allocate,
     sweep.sweep,
+    predict.predict,
     validate.validate,
     report.report,
 ):
