@@ -132,8 +132,8 @@ class SimulatedPoint:
 def _excess(lost: FloatArray, expected: float) -> tuple[float, float]:
     """Relative excess of losses (draws, n) over the expected drop, and its variance over draws.
 
-    Draws are pairs of opposite noise, which share most of what they turn over: pairs are independent, where there are
-    two. Those of one pair spread by more than its mean does, so that the variance errs on the wide side.
+    Draws are pairs of opposite noise, which turn over other examples: pairs are independent, where there are two. The
+    draws of a single pair spread by more than independent ones, so that the variance errs on the wide side.
     """
     if len(lost) % 2 == 0 and len(lost) > 2:
         lost = lost.reshape(-1, 2, lost.shape[1]).mean(axis=1)

@@ -48,19 +48,16 @@ class ClassTerms:
 
     def times(self, scale: float) -> ClassTerms:
         """Multiply all terms."""
-        value, variance = (
-            tuple(np.multiply(each, by).tolist()) for each, by in ((self.value, scale), (self.variance, scale**2))
+        return ClassTerms(
+            self.classes, tuple(scale * each for each in self.value), tuple(scale**2 * each for each in self.variance)
         )
-        return ClassTerms(self.classes, value, variance)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any] | None) -> ClassTerms:
         """Read what ``dataclasses.asdict`` gave, from JSON too; records of releases without class terms have none."""
-        return (
-            cls()
-            if record is None
-            else cls(tuple(record["classes"]), tuple(record["value"]), tuple(record["variance"]))
-        )
+        if record is None:
+            return cls()
+        return cls(tuple(record["classes"]), tuple(record["value"]), tuple(record["variance"]))
 
     def variance_of_mean(self, slope: FloatArray, classes: ClassArray | None) -> float:
         """Variance, from the error of the terms, of the mean over n of what has slopes (n,) in the first margins."""
