@@ -1,9 +1,10 @@
 """How far the linearised noise of the margins holds, from vanishing noise to strong.
 
-Printed per K (uniform, without bias corrections): the variance of the nearest margin over noise draws against the
-linearised one, as the ratio of their means over examples; by how much mean margins shrink (slope of their change over
-the margin itself, where noise reaches it); the drop, linearised and simulated on the same calibration examples. With
---sites also the ratio of variances with noise at one site alone, at the last K. Needs the fixtures:
+Printed per K (uniform, without bias corrections): the variance of the nearest margin over noise draws, which come in
+pairs of opposite noise, against the linearised one, as the ratio of their means over examples; by how much mean margins
+shrink (slope of their change over the margin itself, beside shifts by class, where noise reaches it); the drop,
+linearised and simulated on the same calibration examples. With --sites also the ratio of variances with noise at one
+site alone, at the last K. Needs the fixtures:
 
     python benchmarks/bench_linearisation.py [--network kws-dscnn] [--preset NAME] [--k 10 100 1e6] [--sites]
 """
@@ -51,7 +52,9 @@ class Case:
         with prepared(self.model, self.data, kmap, TaskChoices(), 64) as ready:
             margins = NoisyMargins(ready, self.data, 64, self.predictor.margins.shape[1]).under(kmap, self.draws, 0)
         linearised = self.predictor.moments(k)[1][:, 0, 0]
-        seen = margins[:, :, 0].var(axis=0, ddof=1)
+        pairs = margins[:, :, 0].reshape(-1, 2, margins.shape[1])
+        odd, even = (pairs[:, 0] - pairs[:, 1]) / 2.0, pairs.mean(axis=1)
+        seen = np.square(odd).mean(axis=0) + even.var(axis=0, ddof=1)
         ratio = seen.sum() / linearised.sum()
         error = (seen - ratio * linearised).std() * len(seen) ** 0.5 / linearised.sum()
         return float(ratio), float(error), SimulatedPoint.of(self.predictor, k, margins)
@@ -65,7 +68,7 @@ def main() -> None:
     parser.add_argument("--preset", default="homodyne-1550nm")
     parser.add_argument("--k", nargs="+", type=float, default=[10.0, 30.0, 100.0, 1e3, 1e5, 1e7])
     parser.add_argument("--examples", type=int, default=300)
-    parser.add_argument("--draws", type=int, default=16)
+    parser.add_argument("--draws", type=int, default=16, help="an even number, four at least")
     parser.add_argument("--sites", action="store_true")
     arguments = parser.parse_args()
     if not arguments.fixtures.is_dir():
