@@ -12,7 +12,7 @@ from test_kmap_files import SCHEMA
 
 from precalloc.accuracy import SimulatedAccuracy
 from precalloc.allocator import Allocator, allocate
-from precalloc.calibration import DEVICE_EXAMPLES, Calibration, Line, NoiseResponse, Prior, SimulatedPoint
+from precalloc.calibration import DEVICE_EXAMPLES, Calibration, Line, NoiseResponse, Prior, SimulatedPoint, _excess
 from precalloc.class_terms import ClassTerms
 from precalloc.kmap_files import kmap_json, kmap_record
 from precalloc.objective import Granularity
@@ -117,6 +117,17 @@ def test_a_drop_that_gaussian_margins_do_not_explain_is_an_excess():
     assert abs(same.excess) < 3.0 * math.sqrt(same.excess_variance)
     assert odd.excess > 4.0 * math.sqrt(odd.excess_variance)
     assert odd.simulated > same.simulated
+
+
+def test_pairs_of_draws_tell_how_far_the_excess_is_known():
+    """Opposite draws that lose different examples, the same number in each pair: pairs show no spread, draws do."""
+    lost = np.zeros((4, 100))
+    lost[0, :10] = lost[1, 10:20] = lost[2, :10] = lost[3, 10:20] = 1.0
+    value, variance = _excess(lost, 0.1)
+    assert value == pytest.approx(0.0)
+    one_more = (1.0 / (2 * 100) / 0.1) ** 2  # no spread at all does not show that there is none
+    assert variance == pytest.approx(one_more)
+    assert _excess(lost[:2], 0.1)[1] > 10.0 * variance
 
 
 def test_noise_common_to_the_examples_of_a_device_shows_in_the_error():

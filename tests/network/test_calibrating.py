@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
-from networks import Perceptron, initialised, normal
+from networks import THERMAL, WEIGHT, LinearSoftmax, Perceptron, hardware, initialised, normal
 from scipy.stats import norm
 
 from precalloc import Hardware, allocate, calibrate, compensate, demo_model, profile, validate
 from precalloc.errors import DataError, ProfileError
+from precalloc.network.data import as_data
 from precalloc.network.data_files import load_data
+from precalloc.network.noisy_margins import NoisyMargins
+from precalloc.network.preparation import TaskChoices, prepared
 
 # Four comparisons hold together in 95 % of cases where each does in 98.75 %: half-widths are of 95 % intervals.
 ALL_FOUR = norm.ppf(1.0 - 0.05 / 8) / norm.ppf(0.975)
@@ -30,6 +33,21 @@ def test_calibrated_predictions_of_the_demo_hold():
 
 def seen_at_4x(model, evaluation, measured):
     return validate(model, evaluation, allocate(measured, "4x").uniform_kmap(), seeds=2)
+
+
+def test_draws_are_pairs_of_opposite_noise_of_which_what_is_linear_cancels():
+    model = initialised(LinearSoftmax())
+    data = as_data({"x": normal(3, 40, 5)})
+    chip = hardware((THERMAL, WEIGHT))
+    measured = profile(model, {"x": normal(3, 40, 5)}, chip)
+    kmap = allocate(measured, "2x").kmap()
+    with prepared(model, data, kmap, TaskChoices(), 16) as ready:
+        seen = NoisyMargins(ready, data, 16, measured.margins.margins.shape[1]).under(kmap, 4, 0)
+    clean = measured.margins.margins
+    for pair in (seen[:2], seen[2:]):
+        np.testing.assert_allclose(pair.mean(axis=0), clean, atol=1e-4)
+        assert np.abs(pair[0] - clean).mean() > 0.01
+    assert np.abs(seen[0] - seen[2]).mean() > 0.01
 
 
 def test_refusals_and_the_same_result_after_an_interruption(tmp_path):
