@@ -60,7 +60,10 @@ class ClassTerms:
         return cls(tuple(record["classes"]), tuple(record["value"]), tuple(record["variance"]))
 
     def variance_of_mean(self, slope: FloatArray, classes: ClassArray | None) -> float:
-        """Variance, from the error of the terms, of the mean over n of what has slopes (n,) in the first margins."""
+        """Variance, from the error of the terms, of the mean over n of what has slopes (n,) in the first margins.
+
+        Errors of different classes are taken to be independent.
+        """
         if classes is None or not self.classes:
             return 0.0
         first, second = self._places(classes[:, :2]).T

@@ -43,7 +43,10 @@ def predict(allocation: Allocation, examples: Profile, *, uniform: bool = False)
         If the profile is of another model, or lacks margins, a noise kind or sites of the allocation.
     """
     if examples.provenance.model_hash != allocation.provenance.model_hash:
-        raise ProfileError("The examples were profiled with another model than the allocation's: its weights differ.")
+        raise ProfileError(
+            "The examples were profiled with another model than the allocation's: its weights differ. "
+            "Profile them with the model that was allocated for."
+        )
     profile = examples.select(allocation.choices.analog(examples.sites))
     if [site.name for site in profile.sites] != [entry.site.name for entry in allocation]:
         raise ProfileError("The examples' profile has other sites than the allocation. Profile them with its model.")

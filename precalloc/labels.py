@@ -26,6 +26,7 @@ from precalloc.profiles import FloatArray
 _LEAST_CHANCE = 1e-3
 # Standard deviation of the normal prior of class terms, in nats.
 _PRIOR = 0.3
+# Newton's method doubles the digits at each, from a start that is near already.
 _NEWTON_STEPS = 8
 
 
@@ -152,7 +153,7 @@ def _fitted(derivative: FloatArray, steepness: float) -> tuple[FloatArray, Float
     for _ in range(_NEWTON_STEPS):
         chance = _logistic(derivative @ found)
         hessian = derivative.T @ ((chance * (1.0 - chance))[:, None] * derivative) + np.diag(precision)
-        hessian[0, 0] = max(hessian[0, 0], np.finfo(float).tiny)
+        hessian[0, 0] = max(hessian[0, 0], np.finfo(float).tiny)  # the steepness has no prior
         covariance = np.linalg.inv(hessian)
         found = found + covariance @ (derivative.T @ (1.0 - chance) - precision * found)
         found[0] = max(found[0], 0.0)

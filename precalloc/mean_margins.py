@@ -24,6 +24,7 @@ from precalloc.profiles import FloatArray
 _REACH, _FEWEST = 3.0, 32
 # Standard deviations of normal priors: of the gain, and of class terms in deviations of the margins' noise.
 _GAIN_PRIOR, _TERM_PRIOR = 0.5, 0.4
+# Rounds in which coefficients and the variance of the rows are found in turn.
 _FITS = 3
 # Of the rows about their fit, in squared deviations: keeps terms of which only differences are seen determined.
 _LEAST_SPREAD = 1e-6

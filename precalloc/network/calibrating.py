@@ -79,8 +79,9 @@ def calibrate(
     task, forward_fn, loss_fn, metric_fn, output
         As for `precalloc.profile`.
     points, draws, examples
-        Budgets, noise draws at each, and how many of the examples are simulated. By default as many draws as make about
-        a thousand noisy passes of an example, two at least: many examples with few draws tell more than the opposite.
+        Budgets, noise draws at each, and how many of the examples are simulated. Draws come
+        in pairs of opposite noise; by default as many as make about a thousand noisy passes of an example, a pair at
+        least: many examples with few draws tell more than the opposite.
     seed, batch_size
         Of the noise, and of the passes.
     progress
