@@ -2,16 +2,16 @@
 
 Predictions rest on noise that is propagated to first order. As noise vanishes that is exact; where it is not weak the
 mean margins shrink, since what follows nonlinearities carries less of the signal, logits of some classes shift against
-others, and the variance is met by gradients that are noisy themselves. All three are measured at a few simulated K
-maps: with d the margins, C their linearised variance and x what they are under noise, over those small enough for noise
-to matter,
+others, labels win a little, and the variance is met by gradients that are noisy themselves. All of it is measured at a
+few simulated K maps: with d the margins, C their linearised variance and x what they are under noise, over those small
+enough for noise to matter,
 
-    x = (1 + gain) d + t_a - t_b,    factor = sum (x - (1 + gain) d - t_a + t_b)^2 / sum C,
+    E x = (1 + gain) d + t_a - t_b + u,    factor = sum (x - E x)^2 / sum C,
 
 (`precalloc.mean_margins`) and are taken between the points as functions of the noise level l, the geometric mean over
 examples of the variance of the nearest margin:
 
-    gain = sqrt(l / l_0) (a + b log(l / l_0)),    t = t_0 l / l_0,    log factor = c + e log(l / l_0).
+    gain = sqrt(l / l_0) (a + b log(l / l_0)),    t, u = (t_0, u_0) l / l_0,    log factor = c + e log(l / l_0).
 
 Margins tell far more than right and wrong would: every example counts, not only those that noise turned over. What
 Gaussian margins with these moments still miss, examples that noise moves unlike others, is a third line: the relative
@@ -30,7 +30,7 @@ import numpy as np
 
 from precalloc.class_terms import ClassTerms
 from precalloc.hardware import Hardware
-from precalloc.mean_margins import MeanMargins, pooled
+from precalloc.mean_margins import MeanMargins, pooled, proportional
 from precalloc.objective import Granularity
 from precalloc.prediction import Distortion, Predictor
 from precalloc.profiles import FloatArray
@@ -80,6 +80,8 @@ class SimulatedPoint:
         Relative change of the mean margins, and its variance over examples and draws.
     shift
         Change of the logits of single classes.
+    advantage, advantage_variance
+        What the reference class wins over all others, whichever it is.
     log_factor, log_factor_variance
         Logarithm of the factor on their covariance, and its variance.
     excess, excess_variance
@@ -92,6 +94,8 @@ class SimulatedPoint:
     gain: float
     gain_variance: float
     shift: ClassTerms
+    advantage: float
+    advantage_variance: float
     log_factor: float
     log_factor_variance: float
     excess: float
@@ -107,7 +111,8 @@ class SimulatedPoint:
         variance, device = np.diagonal(covariance, axis1=1, axis2=2), np.arange(n) // DEVICE_EXAMPLES
         classes = None if predictor.classes is None else predictor.classes[:n]
         seen = MeanMargins.fit(clean, margins, variance, classes, device)
-        log_factor, shift = math.log(seen.factor), seen.shift.of_margins(predictor.classes)
+        # Losses are averaged over labels, but the advantage is theirs that the simulated examples really have.
+        log_factor, shift = math.log(seen.factor), seen.shift.of_margins(predictor.classes) + seen.advantage
         expected = float(predictor.lost(k, Distortion(seen.gain, log_factor, shift=shift))[:n].mean())
         lost = predictor.labels.first(n).lost(clean, margins)
         was_right = np.all(clean > 0.0, axis=1).astype(float)
@@ -116,6 +121,8 @@ class SimulatedPoint:
             seen.gain,
             seen.gain_variance,
             seen.shift,
+            seen.advantage,
+            seen.advantage_variance,
             log_factor,
             seen.factor_variance / seen.factor**2,
             *_excess(lost, max(expected, _LEAST_DROP)),
@@ -126,7 +133,8 @@ class SimulatedPoint:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> SimulatedPoint:
         """Read what ``dataclasses.asdict`` gave."""
-        return cls(**{**record, "shift": ClassTerms.from_record(record.get("shift"))})
+        found = {"advantage": 0.0, "advantage_variance": 0.0, **record}
+        return cls(**{**found, "shift": ClassTerms.from_record(record.get("shift"))})
 
 
 def _excess(lost: FloatArray, expected: float) -> tuple[float, float]:
@@ -207,6 +215,8 @@ class NoiseResponse:
         Line of the gain over sqrt(l / l_0), l_0 the line's centre: noise deviates a margin by sqrt(l).
     shift
         Of the logits of single classes at l_0; proportional to l, beyond the strongest point to sqrt(l) as the gain.
+    advantage, advantage_variance
+        Of the reference class at l_0; over the noise level as the shift.
     log_factor, excess
         Lines of the log factor and of the relative excess of the drop.
     points
@@ -215,26 +225,27 @@ class NoiseResponse:
 
     gain: Line
     shift: ClassTerms
+    advantage: float
+    advantage_variance: float
     log_factor: Line
     excess: Line
     points: tuple[SimulatedPoint, ...]
 
     @classmethod
     def fit(cls, points: Sequence[SimulatedPoint]) -> NoiseResponse:
-        """Fit both lines."""
+        """Fit the lines, and what grows with the noise level."""
         level = np.array([point.log_level for point in points])
         deviation = np.exp((level - level.mean()) / 2.0)
-        gain, gain_variance, log_factor, log_factor_variance, excess, excess_variance = np.array(
-            [
-                (p.gain, p.gain_variance, p.log_factor, p.log_factor_variance, p.excess, p.excess_variance)
-                for p in points
-            ]
-        ).T
+        gain, log_factor, excess, advantage = (
+            np.array([(getattr(point, name), getattr(point, f"{name}_variance")) for point in points]).T
+            for name in ("gain", "log_factor", "excess", "advantage")
+        )
         return cls(
-            Line.fit(level, gain / deviation, gain_variance / deviation**2, _GAIN),
+            Line.fit(level, gain[0] / deviation, gain[1] / deviation**2, _GAIN),
             pooled([(point.log_level, point.shift) for point in points], float(level.mean())),
-            Line.fit(level, log_factor, log_factor_variance, _LOG_FACTOR),
-            Line.fit(level, excess, excess_variance, _excess_prior(excess, excess_variance)),
+            *proportional(level - level.mean(), *advantage),
+            Line.fit(level, log_factor[0], log_factor[1], _LOG_FACTOR),
+            Line.fit(level, excess[0], excess[1], _excess_prior(*excess)),
             tuple(points),
         )
 
@@ -245,17 +256,23 @@ class NoiseResponse:
         gain, gain_error = self.gain.at(x)
         log_factor, log_factor_error = self.log_factor.at(x)
         excess, excess_error = self.excess.at(x)
+        times = self._second_order(log_level)
+        advantage, advantage_error = times * self.advantage, times * math.sqrt(self.advantage_variance)
         return (
-            Distortion(max(deviation * gain, -1.0), log_factor, max(excess, -1.0)),
-            Distortion(deviation * gain_error, log_factor_error, excess_error),
+            Distortion(max(deviation * gain, -1.0), log_factor, max(excess, -1.0), advantage),
+            Distortion(deviation * gain_error, log_factor_error, excess_error, advantage_error),
         )
 
     def shift_at(self, log_level: float) -> ClassTerms:
         """Shift of the logits at a noise level."""
+        return self.shift.times(self._second_order(log_level))
+
+    def _second_order(self, log_level: float) -> float:
+        """By how much what grows with the noise level exceeds what it is at l_0."""
         strongest = max(point.log_level for point in self.points)
         known = min(log_level, strongest)
         beyond = min(log_level - known, _FARTHEST)
-        return self.shift.times(math.exp(known - self.gain.centre + beyond / 2.0))
+        return math.exp(known - self.gain.centre + beyond / 2.0)
 
 
 @dataclass(frozen=True)
@@ -310,7 +327,8 @@ class Calibration:
 def _response(record: Mapping[str, Any]) -> NoiseResponse:
     points = tuple(SimulatedPoint.from_record(point) for point in record["points"])
     gain, log_factor, excess = (_line(record[name]) for name in ("gain", "log_factor", "excess"))
-    return NoiseResponse(gain, ClassTerms.from_record(record.get("shift")), log_factor, excess, points)
+    shift, advantage = ClassTerms.from_record(record.get("shift")), record.get("advantage", 0.0)
+    return NoiseResponse(gain, shift, advantage, record.get("advantage_variance", 0.0), log_factor, excess, points)
 
 
 def _line(record: Mapping[str, Any]) -> Line:

@@ -1,11 +1,13 @@
-"""How noise was seen to move the mean margins of a simulated K map: by a factor, and by a shift of each class's logit.
+"""How noise was seen to move the mean margins of a simulated K map: by a factor, by class, and to the label's side.
 
 The mean margin z_a - z_b of an example under noise is taken to be
 
-    (1 + gain) (z_a - z_b) + t_a - t_b.
+    (1 + gain) (z_a - z_b) + t_a - t_b + u,    a the label.
 
-The signal behind nonlinearities weakens, and some classes win by noise what others lose: a class that is next to
-everything takes over examples of all others. Fitted by ridge regression over the margins that noise can reach.
+The signal behind nonlinearities weakens; some classes win by noise what others lose, since a class that is next to
+everything takes over examples of all others; and the label wins a little, whichever class it is: the mean over noisy
+networks is an ensemble, which knows more than one network does. Fitted by ridge regression over the margins that noise
+can reach.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from precalloc.profiles import FloatArray
 
 # Examples whose margin is so many standard deviations of its noise or less, and so many of the nearest at least.
 _REACH, _FEWEST = 3.0, 32
-# Standard deviations of normal priors: of the gain, and of class terms in deviations of the margins' noise.
-_GAIN_PRIOR, _TERM_PRIOR = 0.5, 0.4
+# Standard deviations of normal priors: of the gain, and of class terms and advantage in deviations of margins' noise.
+_GAIN_PRIOR, _TERM_PRIOR, _ADVANTAGE_PRIOR = 0.5, 0.4, 0.03
 # Rounds in which coefficients and the variance of the rows are found in turn.
 _FITS = 3
 # Of the rows about their fit, in squared deviations: keeps terms of which only differences are seen determined.
@@ -40,6 +42,8 @@ class MeanMargins:
         Relative change of the mean margins, and its variance over examples and draws.
     shift
         Change of the logits of single classes.
+    advantage, advantage_variance
+        What the reference class wins over all others, whichever it is.
     factor, factor_variance
         Of the linearised variance, about these means.
     """
@@ -47,6 +51,8 @@ class MeanMargins:
     gain: float
     gain_variance: float
     shift: ClassTerms
+    advantage: float
+    advantage_variance: float
     factor: float
     factor_variance: float
 
@@ -77,7 +83,9 @@ class MeanMargins:
         d, moved, expected = clean[row, column], noisy[:, row, column] - clean[row, column], variance[row, column]
         pairs = None if classes is None else np.stack([classes[row, 0], classes[row, 1 + column]], axis=1)
         told = np.zeros(0, np.int64) if pairs is None else told_classes(pairs)
-        columns = d[:, None] if pairs is None else np.concatenate([d[:, None], design(pairs, told)], axis=1)
+        columns = np.stack([d, np.ones_like(d)], axis=1)
+        if pairs is not None:
+            columns = np.concatenate([columns, design(pairs, told)], axis=1)
         deviation = math.exp(float(np.log(variance[:, 0] + np.finfo(float).tiny).mean()) / 2.0)
         found, covariance, influence = _ridge(columns, moved.mean(axis=0), deviation)
         rest = moved - columns @ found
@@ -86,7 +94,9 @@ class MeanMargins:
         return cls(
             float(found[0]),
             _variance_of_sum(influence[0] * rest.mean(axis=0), row, device),
-            ClassTerms(tuple(told.tolist()), tuple(found[1:].tolist()), _variance_of_differences(covariance[1:, 1:])),
+            ClassTerms(tuple(told.tolist()), tuple(found[2:].tolist()), _variance_of_differences(covariance[2:, 2:])),
+            float(found[1]),
+            float(covariance[1, 1]),
             factor,
             _variance_of_sum(of_factor, row, device),
         )
@@ -101,12 +111,12 @@ def _reached(margin: FloatArray, variance: FloatArray) -> npt.NDArray[np.bool_]:
 
 
 def _ridge(columns: FloatArray, value: FloatArray, deviation: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Most likely coefficients (1 + c,), their covariance, and what each row adds to each (1 + c, r).
+    """Most likely coefficients (2 + c,), their covariance, and what each row adds to each (2 + c, r).
 
     The variance of the rows is found in turn with the coefficients.
     """
     prior = np.full(columns.shape[1], (_TERM_PRIOR * deviation) ** 2)
-    prior[0] = _GAIN_PRIOR**2
+    prior[:2] = _GAIN_PRIOR**2, (_ADVANTAGE_PRIOR * deviation) ** 2
     least = _LEAST_SPREAD * deviation**2
     spread = max(float(np.square(value).mean()), least)
     for _ in range(_FITS):
@@ -137,22 +147,23 @@ def _variance_of_sum(values: FloatArray, row: npt.NDArray[np.int64], device: npt
     return max(found)
 
 
-def pooled(points: Sequence[tuple[float, ClassTerms]], log_level: float) -> ClassTerms:
-    """Class terms at a noise level from those at several log levels, to which they are taken to be proportional.
+def proportional(log_levels: FloatArray, values: FloatArray, variances: FloatArray) -> tuple[float, float]:
+    """Value at a noise level of 1, and its variance, of what grows with the level and was seen at several of them.
 
-    Points weigh in proportion to their level l: terms grow with l and their error with its root. They see the same
+    Points weigh in proportion to their level l: values grow with l and their error with its root. They see the same
     examples, so that the error of all is no smaller than that of one.
     """
+    level = np.exp(log_levels)
+    weight = level / level.sum()
+    return float(weight @ (values / level)), float(weight @ (variances / level**2))
+
+
+def pooled(points: Sequence[tuple[float, ClassTerms]], log_level: float) -> ClassTerms:
+    """Class terms at a noise level from those at several log levels, to which they are taken to be proportional."""
     found: dict[int, list[tuple[float, float, float]]] = {}
     for level, terms in points:
-        scale = math.exp(log_level - level)
         for name, value, variance in zip(terms.classes, terms.value, terms.variance, strict=True):
-            found.setdefault(name, []).append((1.0 / scale, scale * value, scale**2 * variance))
+            found.setdefault(name, []).append((level - log_level, value, variance))
     classes = sorted(found)
-    values, variances = [], []
-    for name in classes:
-        weight, value, variance = np.array(found[name]).T
-        weight /= weight.sum()
-        values.append(float(weight @ value))
-        variances.append(float(weight @ variance))
-    return ClassTerms(tuple(classes), tuple(values), tuple(variances))
+    each = [proportional(*np.array(found[name]).T) for name in classes]
+    return ClassTerms(tuple(classes), tuple(value for value, _ in each), tuple(variance for _, variance in each))

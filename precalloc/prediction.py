@@ -42,6 +42,8 @@ class Distortion:
         Of the factor on the covariance.
     excess
         Relative excess of the drop over that of Gaussian margins with these moments.
+    advantage
+        What is added to the mean margins of the label, whichever class it is.
     shift : (n, m)
         What is added to the mean margins of each example, or one number for all.
     """
@@ -49,12 +51,13 @@ class Distortion:
     gain: float = 0.0
     log_factor: float = 0.0
     excess: float = 0.0
+    advantage: float = 0.0
     shift: FloatArray | float = 0.0
 
     def moved(self, name: str, step: float) -> Distortion:
-        """Add a step to one of the numbers; neither mean margins nor the drop change sign."""
+        """Add a step to one of the numbers; neither gain nor excess change the sign of mean margins or drop."""
         value = getattr(self, name) + step
-        return replace(self, **{name: value if name == "log_factor" else max(value, -1.0)})
+        return replace(self, **{name: max(value, -1.0) if name in ("gain", "excess") else value})
 
 
 _NONE = Distortion()
@@ -175,7 +178,8 @@ class Predictor:
 
     def right(self, k: FloatArray | float, distortion: Distortion = _NONE) -> FloatArray:
         """Probability (n,) that each example is right, with the label that it has."""
-        return orthant_probability(*_distorted(*self.moments(k), distortion), self.directions)[0]
+        mean, covariance = _distorted(*self.moments(k), distortion)
+        return orthant_probability(mean + distortion.advantage, covariance, self.directions)[0]
 
     def log_level(self, k: FloatArray | float) -> float:
         """Logarithm of the noise level: mean over examples of the log variance of the nearest margin."""
@@ -220,7 +224,7 @@ class Predictor:
         (found, error), shift = response.at(log_level), response.shift_at(log_level)
         found = replace(found, shift=shift.of_margins(self.classes))
         lost, of_model = self._lost(mean, covariance, found)
-        for name in ("gain", "log_factor", "excess"):
+        for name in ("gain", "log_factor", "excess", "advantage"):
             step = getattr(error, name)
             ends = [self._lost(mean, covariance, found.moved(name, sign * step))[0].mean() for sign in (-1.0, 1.0)]
             of_model += float((ends[1] - ends[0]) / 2.0) ** 2
@@ -240,11 +244,13 @@ class Predictor:
         """Expected loss of each example (n,), averaged over its label; and the variance of their mean by method."""
         mean, covariance = _distorted(mean, covariance, distortion)
         times = 1.0 + distortion.excess
-        own, integration = orthant_probability(mean, covariance, self.directions)
+        own, integration = orthant_probability(mean + distortion.advantage, covariance, self.directions)
         was_right = self._right_without_noise
         if not len(self.labels.rows):
             return np.minimum(times * (was_right - own), 1.0), times**2 * float(integration.sum()) / len(own) ** 2
-        other = orthant_probability(*self.labels.exchanged(mean, covariance), self.directions[self.labels.rows])[0]
+        exchanged, turned = self.labels.exchanged(mean, covariance)
+        directions = self.directions[self.labels.rows]
+        other = orthant_probability(exchanged + distortion.advantage, turned, directions)[0]
         lost, of_labels = self.labels.average(was_right - own, (self.labels.margin < 0.0) - other)
         return np.minimum(times * lost, 1.0), times**2 * (float(integration.sum()) / len(own) ** 2 + of_labels)
 

@@ -96,11 +96,33 @@ def test_shifts_beyond_the_strongest_point_grow_as_the_deviation_does():
     assert math.isfinite(largest[3])
 
 
-def test_records_of_releases_without_class_shifts_have_none():
+def test_an_advantage_of_labels_is_carried_to_another_k_and_counts_for_either_label():
+    found, other = predictor(4000), predictor(20_000)
+    level = found.log_level(8.0)
+
+    def simulated(of, k):
+        mean, covariance = of.moments(k)
+        wins = 0.15 * math.exp(of.log_level(k) - level / 2.0)  # deviations at K = 8, in proportion to the level
+        noise = np.sqrt(covariance[:, :, 0]) * np.random.default_rng(5).standard_normal((1, *mean.shape))
+        return mean + wins + np.concatenate([noise, -noise])
+
+    response = NoiseResponse.fit([SimulatedPoint.of(found, k, simulated(found, k)) for k in (4.0, 8.0)])
+    truth = (other.margins > 0).mean() - (simulated(other, 6.0) > 0).mean()
+    without = replace(response, advantage=0.0)
+    assert response.advantage == pytest.approx(0.15 * math.exp(response.gain.centre - level / 2.0), rel=0.05)
+    # The label that an example has, and averaged over what it may have: the other label would win as well.
+    for predict in (other.predict_these, other.predict):
+        assert predict(6.0, response).drop == pytest.approx(truth, abs=0.003)
+        assert predict(6.0, without).drop > truth + 0.01
+        assert predict(6.0, replace(response, advantage_variance=0.01)).drop_high > predict(6.0, response).drop_high
+
+
+def test_records_of_releases_without_shifts_and_advantage_have_none():
     record = calibration().to_record()
-    del record["responses"]["uniform"]["shift"]
-    for point in record["responses"]["uniform"]["points"]:
-        del point["shift"]
+    of_uniform = record["responses"]["uniform"]
+    for entry in (of_uniform, *of_uniform["points"]):
+        for name in ("shift", "advantage", "advantage_variance"):
+            del entry[name]
     assert Calibration.from_record(record, "the test") == calibration()
 
 
@@ -190,7 +212,10 @@ def test_gain_and_factor_beyond_all_points_stay_finite():
 
 
 def calibration(granularity=Granularity.LAYER, compensated=False):
-    points = [SimulatedPoint(x, -0.2, 1e-6, ClassTerms(), 0.5, 1e-6, 0.0, 1e-6, 0.0, 0.0) for x in (0.0, 1.0, 2.0, 3.0)]
+    points = [
+        SimulatedPoint(x, -0.2, 1e-6, ClassTerms(), 0.0, 0.0, 0.5, 1e-6, 0.0, 1e-6, 0.0, 0.0)
+        for x in (0.0, 1.0, 2.0, 3.0)
+    ]
     response = NoiseResponse.fit(points)
     return Calibration(SHOT, granularity, compensated, {"allocated": response, "uniform": response}, 400, 4)
 
