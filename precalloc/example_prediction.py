@@ -24,7 +24,7 @@ from precalloc.profiles import FloatArray, Profile
 def predict(allocation: Allocation, examples: Profile, *, uniform: bool = False) -> Prediction:
     """Predict the accuracy on the very examples of a profile, with the labels that they have.
 
-    They are those whose margins the profile holds: the first thousand, unless `precalloc.profile` was called with more
+    They are those whose margins the profile holds: a thousand at most, unless `precalloc.profile` was called with more
     ``prediction_examples``. Intervals are for the mean over all noise; they cover the error of method and calibration.
 
     Parameters

@@ -47,11 +47,13 @@ class Effort:
     estimator: str = "curvature"
     learn_budget: str | None = None
     learn_granularity: str = "layer"
+    prediction_examples: int = 1000
 
     @property
     def measurement_options(self) -> str:
         """What a profile depends on beside model, data and hardware."""
-        return f"{__version__} {self.seed} {self.batch_size} {self.allow_uncovered} {self.task} {self.output}" + (
+        options = self.seed, self.batch_size, self.allow_uncovered, self.task, self.output, self.prediction_examples
+        return " ".join(map(str, (__version__, *options))) + (
             "" if self.estimator == "curvature" else f" {self.estimator} {self.learn_budget} {self.learn_granularity}"
         )
 
@@ -77,6 +79,7 @@ def measure(
         output=effort.output,
         seed=effort.seed,
         batch_size=effort.batch_size,
+        prediction_examples=effort.prediction_examples,
         allow_uncovered=effort.allow_uncovered,
         estimator=choose_estimator(effort.estimator, effort.learn_budget, effort.learn_granularity),
         name=name,

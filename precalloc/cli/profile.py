@@ -42,6 +42,9 @@ def profile(
     granularity: Annotated[
         Granularity, typer.Option(help="Of the K that 'learned' learns; other estimators serve both.")
     ] = Granularity.LAYER,
+    prediction_examples: Annotated[
+        int, typer.Option(min=1, help="Examples at most that predictions rest on; memory grows with them.")
+    ] = 1000,
     quiet: Quiet = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -65,6 +68,7 @@ def profile(
             estimator=estimator,
             learn_budget=budget,
             learn_granularity=granularity,
+            prediction_examples=prediction_examples,
         )
         measured = workflow.measure(network, model, examples, chosen, effort, workflow.checkpoint_of(out))
     measured.save(out)

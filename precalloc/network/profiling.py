@@ -85,7 +85,7 @@ def profile(
         Class margins an example to follow for prediction; 0 leaves prediction out, as do tasks without classes an
         example: for them the loss is predicted.
     prediction_examples
-        Examples in the prediction tables.
+        Examples in the prediction tables at most; the first so many in canonical order, which is as good as chance.
     range_percentile
         p of the calibrated ranges.
     allow_uncovered

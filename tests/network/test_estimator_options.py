@@ -45,6 +45,16 @@ def test_profile_by_name_of_the_estimator(files):
     assert (result.exit_code, "'guess' is unknown" in result.stderr) == (2, True)
 
 
+def test_predictions_speak_of_as_many_examples_as_were_asked_for(files):
+    out = files / "profile.npz"
+    assert run("profile", files, "--out", out, "--prediction-examples", 40).exit_code == 0
+    assert len(Profile.load(out).margins.margins) == 40
+    arguments = ["allocate", "--profile", str(out), "--budget", "2x", "--out", str(files / "plan")]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    predicted = CliRunner().invoke(app, ["predict", "--kmap", str(files / "plan/kmap.json"), "--profile", str(out)])
+    assert "predicted for 40 of 96 examples" in predicted.output
+
+
 @pytest.mark.parametrize("command", ["profile", "allocate"])
 def test_learning_is_for_the_budget_and_the_granularity(files, command, monkeypatch):
     asked = []
