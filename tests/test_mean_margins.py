@@ -1,4 +1,4 @@
-"""Mean margins under noise: gain and class shifts are found, with honest errors, and shrink where little tells."""
+"""Mean margins under noise: gain, class shifts and what labels win are found, with honest errors, and shrink."""
 
 import math
 
@@ -13,7 +13,7 @@ GAIN, FACTOR, NOISE = -0.15, 0.7, 1.3
 SHIFT = np.array([0.4, -0.3, 0.0, 0.0, 0.6])
 
 
-def noisy_margins(seed, examples=1200, shift=SHIFT, gain=GAIN):
+def noisy_margins(seed, examples=1200, shift=SHIFT, gain=GAIN, wins=0.0):
     """Margins of five classes, nearest first, with their classes, and under noise that moves their means."""
     rng = np.random.default_rng(seed)
     logits, label = rng.normal(0.0, 2.0, (examples, 5)), rng.integers(5, size=examples)
@@ -23,7 +23,7 @@ def noisy_margins(seed, examples=1200, shift=SHIFT, gain=GAIN):
     order = others.argsort(axis=1)[:, ::-1][:, :3]
     classes = np.concatenate([label[:, None], order], axis=1)
     clean = logits[rows, label][:, None] - np.take_along_axis(logits, order, 1)
-    moved = (1.0 + gain) * clean + shift[classes[:, :1]] - shift[order]
+    moved = (1.0 + gain) * clean + shift[classes[:, :1]] - shift[order] + wins
     normal = rng.standard_normal((1, *clean.shape))
     spread = NOISE * math.sqrt(FACTOR) * np.concatenate([normal, -normal])  # a pair of opposite noise
     spread += 0.3 * rng.standard_normal((1, *clean.shape))  # what of the shift is each example's own
@@ -44,6 +44,17 @@ def test_gain_shifts_and_factor_are_found_with_honest_errors():
     mean, deviation = np.mean(errors, axis=0), np.std(errors, axis=0)
     assert np.all(np.abs(mean) < 0.3 + 4.0 / math.sqrt(40))  # the prior holds the shifts back a little
     assert np.all((deviation > 0.6) & (deviation < 1.5))
+
+
+def test_what_labels_win_is_found_with_an_honest_error_and_held_back_where_little_tells():
+    wins = 0.05 * NOISE
+    found = [MeanMargins.fit(*noisy_margins(seed, wins=wins)) for seed in range(40)]
+    errors = np.array([(each.advantage - wins) / math.sqrt(each.advantage_variance) for each in found])
+    assert abs(np.mean(errors)) < 4.0 / math.sqrt(40)
+    assert 0.6 < np.std(errors) < 1.5
+    few = [MeanMargins.fit(*noisy_margins(seed, examples=40, wins=6.0 * wins)) for seed in range(10)]
+    assert max(each.advantage_variance for each in few) < (0.03 * NOISE) ** 2
+    assert np.mean([each.advantage for each in few]) < 0.8 * 6.0 * wins
 
 
 def test_a_gain_alone_takes_the_shifts_for_something_else():
