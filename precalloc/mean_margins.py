@@ -5,9 +5,8 @@ The mean margin z_a - z_b of an example under noise is taken to be
     (1 + gain) (z_a - z_b) + t_a - t_b + u,    a the label.
 
 The signal behind nonlinearities weakens; some classes win by noise what others lose, since a class that is next to
-everything takes over examples of all others; and the label wins a little, whichever class it is: the mean over noisy
-networks is an ensemble, which knows more than one network does. Fitted by ridge regression over the margins that noise
-can reach.
+everything takes over examples of all others; and the label wins a little, whichever class it is, as with any ensemble,
+which the mean over noisy networks is. Fitted by ridge regression over the margins that noise can reach.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def parse_conv(call: Call) -> Product | None:
         energy = _group_energy(x, groups, spatial)
         if groups == 1:
             energy = _window_sums(energy, w.shape[2:], **window)
-        else:  # depthwise convolutions are made for this: twice as fast as sums along the axes, their gradient more
+        else:  # depthwise convolutions are made for this: faster than sums along the axes, above all with gradients
             energy = conv(energy, x.new_ones((groups, 1, *w.shape[2:])), None, groups=groups, **window)
         return _spread_groups(energy, x.dim() == spatial + 2, w.shape[0] // groups, groups)
 
