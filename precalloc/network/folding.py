@@ -40,8 +40,14 @@ def fold_batch_norm(model: nn.Module, run: Callable[[nn.Module], object]) -> tup
         return model, ()
     # Shared tensors stay shared in the copy, since one memo serves the whole model.
     folded = copy.deepcopy(model)
+    norms = set()
     for layer_name, norm_name in pairs:
-        _fold(folded, layer_name, norm_name)
+        norm = folded.get_submodule(norm_name)
+        _fold(folded.get_submodule(layer_name), norm)
+        norms.add(norm)
+    for name, module in list(folded.named_modules(remove_duplicate=False)):
+        if module in norms:
+            folded.set_submodule(name, nn.Identity())
     return folded, tuple(norm for _, norm in pairs)
 
 
@@ -119,8 +125,7 @@ class _DataFlow(TorchFunctionMode):
         return pairs
 
 
-def _fold(model: nn.Module, layer_name: str, norm_name: str) -> None:
-    layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
+def _fold(layer: nn.Module, norm: nn.Module) -> None:
     assert isinstance(layer, PRODUCT_MODULES)
     assert isinstance(norm, _NORMS)
     fused: nn.Module
@@ -131,7 +136,3 @@ def _fold(model: nn.Module, layer_name: str, norm_name: str) -> None:
     # In place, since a shared layer has several names.
     layer.register_parameter("weight", fused.get_parameter("weight"))
     layer.register_parameter("bias", fused.get_parameter("bias"))
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if module is norm:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, nn.Identity())
