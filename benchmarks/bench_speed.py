@@ -3,7 +3,8 @@
 - a profile of all sites, channels and noise kinds without prediction tables, in clean passes (at most 4 wanted);
 - what prediction tables add to it, in backward passes of all gradients (at most the classes followed + 2 wanted: three
   margins follow four classes);
-- a noisy pass in clean passes, for thermal (at most 2.5 wanted), shot (at most 3) and weight noise.
+- a noisy pass in clean passes, for thermal (at most 2.5 wanted), shot (at most 3) and weight noise;
+- the prediction of one K map from margins that are tabled, linearised and calibrated, in milliseconds.
 
 Everything runs in one process on one thread, in turn, so that a ratio compares neighbours in time; the medians of the
 ratios are printed with their range over the repeats. Needs the CIFAR-10 ResNet20 fixture, by default in
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ from rich.table import Table
 from torch import nn
 
 import precalloc
+from precalloc.allocator import Allocator
 from precalloc.network.data import Data
 from precalloc.network.data_files import load_data
 from precalloc.network.data_parts import first
@@ -40,6 +43,7 @@ from precalloc.network.forward import Forward
 from precalloc.network.interception import intercept
 from precalloc.network.models import load_model
 from precalloc.network.noise import NoiseInjector
+from precalloc.objective import Granularity
 
 DEFAULT_FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
 FIXTURE = "cifar10-resnet20"
@@ -47,6 +51,7 @@ PRESETS = {"thermal": "crossbar-thermal", "shot": "homodyne-1550nm", "weight": "
 CLEAN, BACKWARD, PROFILE, TABLES = "clean pass", "clean pass and backward pass", "profile", "profile with tables"
 WANTED = {PROFILE: "<= 4", "pass with thermal noise": "<= 2.5", "pass with shot noise": "<= 3"}
 MARGINS, BATCH = 3, 32
+PREDICTIONS, CALIBRATED_ON = 30, 64
 
 Seconds = NDArray[np.float64]
 
@@ -118,6 +123,25 @@ def make_table(taken: dict[str, Seconds], examples: int) -> Table:
     return table
 
 
+def prediction_table(model: nn.Module, data: Data) -> Table:
+    """Processor milliseconds of a prediction: medians and ranges."""
+    chip = precalloc.Hardware.load(PRESETS["shot"])
+    profile = precalloc.profile(model, data, chip, prediction_examples=data.examples)
+    table = Table(title=f"prediction of one K map, {data.examples} examples, {PREDICTIONS} times")
+    for column in ("K per", "prediction", "median, ms", "range"):
+        table.add_column(column, no_wrap=True)
+    for level in (Granularity.LAYER, Granularity.CHANNEL):
+        calibrated = precalloc.calibrate(model, data, profile, granularity=level.value, examples=CALIBRATED_ON)
+        allocator = Allocator.of(calibrated, chip, level)
+        assert allocator.predictor is not None
+        k, _ = allocator.solve(8.0 * allocator.objective.cost_at_k1)
+        calls = {"linearised": allocator.predictor.predict, "calibrated": allocator.predict}
+        for name, seconds in measure({name: partial(call, k) for name, call in calls.items()}, PREDICTIONS).items():
+            ms = 1e3 * seconds
+            table.add_row(str(level), name, f"{np.median(ms):.1f}", f"{ms.min():.1f} to {ms.max():.1f}")
+    return table
+
+
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -133,7 +157,9 @@ def main() -> None:
     model = load_model(f"{spec / 'model.py'}:build")
     data = first(load_data(str(spec / "calib.npz")), arguments.examples)
     table = make_table(measure(make_calls(model, data), arguments.repeats), data.examples)
-    Console(width=120).print(table)
+    console = Console(width=120)
+    console.print(table)
+    console.print(prediction_table(model, data))
 
 
 if __name__ == "__main__":
