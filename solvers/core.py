@@ -9,6 +9,7 @@ U - L are out of the question (variable fixing; Pisinger, European J. Oper. Res.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from solvers.terms import FloatArray
 
 _SCANNED = 32_768
 """Variables looked at: a core chosen among these is small enough a gap where there are more."""
+
+_MOST_STEPS = 64
+"""Levels of a variable that are looked at together: few have many within the gap."""
 
 _MOST_LEVELS = 4
 """Departures listed, over variables: one of many levels is branched on rather than listed."""
@@ -63,7 +67,7 @@ def departures(problem: Problem, base: FloatArray, price: FloatArray, gap: float
     price : (m,) multiplier.
     most : how many variables at most; those with the least penalties are kept.
     """
-    nearest = [_one_step(problem, base, price, np.arange(p.start, p.stop), base[p], gap, side)
+    nearest = [_steps(problem, base, price, np.arange(p.start, p.stop), base[p], gap, side, 1)[0]
                for p in blocks(min(problem.n, _SCANNED)) for side in ("after", "before")]  # fmt: skip
     found = _join(nearest)
     complete_below = np.inf if problem.n <= _SCANNED else 0.0
@@ -71,12 +75,13 @@ def departures(problem: Problem, base: FloatArray, price: FloatArray, gap: float
         threshold = float(np.partition(found.penalty, most)[most])
         found = found.take(np.argpartition(found.penalty, most)[:most], np.inf)
         gap, complete_below = min(gap, threshold), min(complete_below, threshold)
-    collected = [found]
+    collected, size = [found], found.variable.size
     for side in ("after", "before"):
-        reached = found.take(_on_side(found, base, side), np.inf)
-        while reached.variable.size and sum(part.variable.size for part in collected) <= _MOST_LEVELS * most:
-            reached = _one_step(problem, base, price, reached.variable, reached.level, gap, side)
-            collected.append(reached)
+        reached, count = found.take(_on_side(found, base, side), np.inf), 1
+        while reached.variable.size and size <= _MOST_LEVELS * most:
+            some, reached = _steps(problem, base, price, reached.variable, reached.level, gap, side, count)
+            collected.append(some)
+            size, count = size + some.variable.size, min(2 * count, _MOST_STEPS)
         complete_below = min(complete_below, float(reached.penalty.min(initial=np.inf)))  # what a full list left out
     joined = _join(collected)
     order = np.argsort(joined.penalty, kind="stable")
@@ -91,17 +96,27 @@ def _on_side(found: Departures, base: FloatArray, side: str) -> IntArray:
     return np.flatnonzero(up if side == "after" else ~up)
 
 
-def _one_step(
-    problem: Problem, base: FloatArray, price: FloatArray, variable: IntArray, k: FloatArray, gap: float, side: str
-) -> Departures:
-    level = problem.round_levels(k, side, variable)
+def _steps(
+    problem: Problem,
+    base: FloatArray,
+    price: FloatArray,
+    variable: IntArray,
+    k: FloatArray,
+    gap: float,
+    side: str,
+    count: int,
+) -> tuple[Departures, Departures]:
+    """Departures to the next `count` levels on from k, and those of them to the last."""
+    levels = list(accumulate(range(count), lambda k, _: problem.round_levels(k, side, variable), initial=k))[1:]
+    first_of_last, level, variable = (count - 1) * variable.size, np.concatenate(levels), np.tile(variable, count)
     term = problem.term.take(variable)
     with np.errstate(all="ignore"):
         damage = problem.damage[variable] * (term.value(level) - term.value(base[variable]))
         penalty = damage + (price @ problem.costs[:, variable]) * (level - base[variable])
     inside = (level >= problem.lower[variable]) & (level <= problem.upper[variable]) & np.isfinite(level)
     keep = np.flatnonzero(inside & problem.discrete[variable] & (penalty <= gap))
-    return Departures(variable[keep], level[keep], damage[keep], penalty[keep], np.inf)
+    found = Departures(variable[keep], level[keep], damage[keep], penalty[keep], np.inf)
+    return found, found.take(np.flatnonzero(keep >= first_of_last), np.inf)
 
 
 def _join(parts: list[Departures]) -> Departures:
