@@ -160,6 +160,8 @@ def as_model(model: nn.Module) -> nn.Module:
             raise ModelError(f"Module '{name}' is compiled, which hides its products. Pass its '_orig_mod'.")
     # Buffers may rightly hold infinities (attention masks); parameters never.
     for name, parameter in model.named_parameters():
+        if parameter.sum().isfinite():  # a tenth of the time that looking at each takes
+            continue
         bad = int((~parameter.isfinite()).sum())
         if bad:
             raise ModelError(f"Weight '{name}' has {bad} NaN or infinite values. Load sound weights.")
@@ -172,5 +174,5 @@ def model_hash(model: nn.Module) -> str:
     for name, tensor in sorted(replayed(model).state_dict().items()):
         if isinstance(tensor, Tensor):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
