@@ -194,13 +194,14 @@ class Case:
         name, _, compensated = method.partition("+")
         profile, _ = self.profile("precalloc" if name == "uniform" else name)
         granularity = "channel" if name.endswith("channel") else "layer"
+        refines = name.startswith("precalloc") and is_promising(self.hardware)
         start = time.process_time()
         allocation = precalloc.allocate(profile, f"{multiple}x", hardware=self.hardware, granularity=granularity)
         if compensated:
             wanted = allocation.uniform_kmap() if name == "uniform" else allocation.kmap()
-            found = compensate(self.model, self.calibration, wanted).bias_corrections
+            found = compensate(self.model, self.calibration, wanted, check=not refines).bias_corrections
             allocation = allocation.with_bias_corrections(found, found)
-        if name.startswith("precalloc") and is_promising(self.hardware):
+        if refines:
             allocation = precalloc.refine(self.model, self.calibration, profile, allocation)
         return allocation, time.process_time() - start
 

@@ -215,7 +215,8 @@ def pair(network: Network, allocator: Allocator, family: str, drop: float) -> di
     if network.effort.compensated:
         examples = first(network.calibration, CORRECTED_ON)
         effort = compensation.Effort(DRAWS, derived_seed(STREAM), examples.examples, network.effort.batch)
-        kmap = kmap.compensated(compensation.corrections_only(network.model, examples, kmap, TaskChoices(), effort))
+        estimated = compensation.estimate(network.model, examples, kmap, TaskChoices(), effort, check=False)
+        kmap = kmap.compensated(estimated.corrections)
     return {
         "budget": source.energy_joule / allocator.objective.cost_at_k1,
         "predicted": limits(source.predicted),

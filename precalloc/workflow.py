@@ -151,11 +151,17 @@ def calibrate(
 
 
 def compensate(
-    model: nn.Module | None, data: object | None, allocation: Allocation, effort: Effort, directory: Path
+    model: nn.Module | None,
+    data: object | None,
+    allocation: Allocation,
+    effort: Effort,
+    directory: Path,
+    check: bool = True,
 ) -> Allocation:
     """Add bias corrections to an allocation and to the uniform one beside it; an interrupted run goes on.
 
     Without a model or its calibration data there is nothing to estimate them from, which the allocation then says.
+    Where refinement comes next, which looks whether those of the allocation help, ``check`` is False.
     """
     if model is None or data is None:
         return allocation.with_notes(
@@ -172,6 +178,7 @@ def compensate(
         output=effort.output,
         seed=effort.seed,
         batch_size=effort.batch_size,
+        check=check,
         progress=effort.progress,
         checkpoint=checkpoint_of(directory / "compensation"),
     )

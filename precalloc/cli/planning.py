@@ -53,10 +53,11 @@ def plan(source: Source, wanted: Wanted, effort: Effort, out: Path) -> tuple[All
         choices=wanted.choices,
         seed=effort.seed,
     )
+    refines = network is not None and calibration is not None and source.refines(hardware, calibration)
     if compensates:
-        allocation = workflow.compensate(network, calibration, allocation, effort, out)
+        allocation = workflow.compensate(network, calibration, allocation, effort, out, check=not refines)
     if network is not None and calibration is not None:
-        if source.refines(hardware, calibration):
+        if refines:
             allocation = workflow.refine(network, calibration, profile, allocation, effort, out)
         allocation = workflow.safeguard(network, calibration, profile, allocation, effort, out)
     if network is not None and source.validate is not None:

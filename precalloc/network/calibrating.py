@@ -186,7 +186,8 @@ class _Run:
     def _compensated(self, kmap: KMap, index: int) -> KMap:
         seed = derived_seed(self.effort.seed, _STREAM, index, 1)
         effort = compensation.Effort(compensation.DRAWS, seed, compensation.EXAMPLES, self.effort.batch_size)
-        return kmap.compensated(compensation.corrections_only(self._model, self._data, kmap, self._choices, effort))
+        found = compensation.estimate(self._model, self._data, kmap, self._choices, effort, check=False)
+        return kmap.compensated(found.corrections)
 
     def state(self) -> Arrays:
         """The points so far."""

@@ -20,7 +20,7 @@ so that devices change every few examples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -69,18 +69,17 @@ class Compensation:
     ----------
     corrections : site name -> (channels,)
         To add to every product with a static weight, in its units.
-    loss_before, loss_after
-        Mean loss under noise without and with them; the same noise in both.
+    losses
+        Mean loss under noise without and with them, the same noise in both; None where nobody looked.
     """
 
     corrections: Mapping[str, FloatArray]
-    loss_before: float
-    loss_after: float
+    losses: tuple[float, float] | None
 
     @property
-    def helps(self) -> bool:
-        """Whether the mean loss under noise is no higher with the corrections."""
-        return self.loss_after <= self.loss_before  # False for NaN
+    def kept(self) -> Mapping[str, FloatArray]:
+        """The corrections, or none where they were seen to raise the mean loss under noise."""
+        return self.corrections if self.losses is None or self.losses[1] <= self.losses[0] else {}  # none for NaN
 
 
 @dataclass(frozen=True)
@@ -107,6 +106,7 @@ def compensate(
     seed: int = 0,
     examples: int = EXAMPLES,
     batch_size: int = 32,
+    check: bool = True,
     progress: Progress = silent,
     checkpoint: Path | None = None,
 ) -> Plan:
@@ -134,6 +134,9 @@ def compensate(
         How many of them are used.
     batch_size
         Examples on which the model is tried before. How many a pass takes depends on the model alone.
+    check
+        Whether to look at the loss with and without the corrections of the K map or allocation. `precalloc.refine`
+        does so on held-out examples: where it comes next, once is enough. Those of the uniform map are always checked.
     progress
         Called as ``progress(done, total, what)`` in examples.
     checkpoint
@@ -151,25 +154,15 @@ def compensate(
     source, choices = as_data(data), TaskChoices(task, forward_fn, loss_fn, metric_fn, output)
     effort = Effort(max(2, draws + draws % 2), seed, examples, batch_size)
     if isinstance(plan, KMap):
-        found = estimate(model, source, plan, choices, effort, progress, checkpoint)
-        return plan.compensated(found.corrections if found.helps else {})
+        return plan.compensated(estimate(model, source, plan, choices, effort, check, progress, checkpoint).kept)
     require_calibration(model, source, plan)
-    maps = {"allocated": plan.kmap(), "uniform": plan.uniform_kmap()}
-    both = {
-        name: estimate(
-            model,
-            source,
-            kmap,
-            choices,
-            effort,
-            progress,
-            None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.{name}"),
-        )
-        for name, kmap in maps.items()
-    }
-    kept = {name: found.corrections if found.helps else {} for name, found in both.items()}
-    notes = [_explain(found, name) for name, found in both.items() if not found.helps]
-    return plan.with_bias_corrections(kept["allocated"], kept["uniform"]).with_notes(*notes)
+    maps, found = {"allocated": plan.kmap(), "uniform": plan.uniform_kmap()}, dict[str, Compensation]()
+    for name, kmap in maps.items():
+        kept = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.{name}")
+        looks = check or name == "uniform"
+        found[name] = estimate(model, source, kmap, choices, effort, looks, progress, kept)
+    notes = [left_out(name, *each.losses) for name, each in found.items() if each.losses and not each.kept]
+    return plan.with_bias_corrections(found["allocated"].kept, found["uniform"].kept).with_notes(*notes)
 
 
 def require_calibration(model: nn.Module, data: object, allocation: Allocation) -> None:
@@ -189,10 +182,11 @@ def require_calibration(model: nn.Module, data: object, allocation: Allocation) 
         )
 
 
-def _explain(found: Compensation, name: str) -> str:
+def left_out(name: str, before: float, after: float) -> str:
+    """Say why a K map has no corrections: the loss under noise without and with them."""
     return (
-        f"The mean shift of the {name} K map is not compensated: bias corrections raised the loss under noise on the "
-        f"calibration data from {found.loss_before:.4g} to {found.loss_after:.4g}."
+        f"The mean shift of the {name} K map is not compensated: bias corrections raised the loss under noise on "
+        f"calibration data from {before:.4g} to {after:.4g}."
     )
 
 
@@ -202,10 +196,11 @@ def estimate(
     kmap: KMap,
     choices: TaskChoices,
     effort: Effort,
+    check: bool = True,
     progress: Progress = silent,
     checkpoint: Path | None = None,
 ) -> Compensation:
-    """Estimate a K map's bias corrections, and the loss without and with them; parameters as of `compensate`."""
+    """Estimate a K map's bias corrections and, to check them, the loss without and with them, as `compensate` does."""
     _require_digital_biases(kmap)
     source, bare = first(as_data(data), effort.examples), kmap.compensated({})
     with prepared(model, source, bare, choices, effort.batch_size) as ready:
@@ -214,20 +209,8 @@ def estimate(
         keeper = Checkpoint(checkpoint, identity)
         with keeper.running(sweep.state, sweep.restore):
             sweep.go(progress, keeper)
-        before, after = sweep.losses((bare, bare.compensated(sweep.corrections())))
-    return Compensation(sweep.corrections(), float(before), float(after))
-
-
-def corrections_only(
-    model: nn.Module, data: object, kmap: KMap, choices: TaskChoices, effort: Effort
-) -> dict[str, FloatArray]:
-    """Estimate bias corrections without a look at whether they help."""
-    _require_digital_biases(kmap)
-    source, bare = first(as_data(data), effort.examples), kmap.compensated({})
-    with prepared(model, source, bare, choices, effort.batch_size) as ready:
-        sweep = _Sweep(ready, source, bare, effort)
-        sweep.go(silent, Checkpoint(None, ""))
-    return sweep.corrections()
+        corrections = sweep.corrections()
+        return Compensation(corrections, sweep.losses((bare, bare.compensated(corrections))) if check else None)
 
 
 def _require_digital_biases(kmap: KMap) -> None:
@@ -245,6 +228,7 @@ class _Sweep:
         self._model, self._task, self._data, self._kmap, self._effort = ready.model, ready.task, data, kmap, effort
         wanted = _DEVICE_STEP if NoiseKind.WEIGHT in kmap.hardware.kinds else _STEP
         self._step = min(wanted, max(1, _STEP_VALUES // ready.values))
+        self._keeps = ready.keeps_noise(self._step)
         self._shifts = ShiftAverages()
         self._settled: Arrays = {"done": np.array(0), "weight": np.array(0.0)}
 
@@ -268,9 +252,9 @@ class _Sweep:
         shifts = {f"shift/{site}": value.cpu().numpy() for site, value in self._shifts.average.items()}
         self._settled = shifts | {"done": np.array(pairs), "weight": np.array(self._shifts.weight)}
 
-    def losses(self, kmaps: Sequence[KMap]) -> FloatArray:
-        """Mean loss under one draw of noise, the same for all K maps, which differ in bias corrections alone."""
-        totals, weight, references = np.zeros(len(kmaps)), 0.0, References(self._model, self._task)
+    def losses(self, kmaps: tuple[KMap, KMap]) -> tuple[float, float]:
+        """Mean loss under one draw of noise, the same for both K maps, which differ in bias corrections alone."""
+        totals, weight, references = [0.0, 0.0], 0.0, References(self._model, self._task)
         for index, batch in enumerate(self._data.batches(self._step)):
             judged = references.of(batch)
             injector = None
@@ -280,12 +264,11 @@ class _Sweep:
                     noisy = self._task.output(self._model, batch)
                 totals[place] += float((self._task.loss(noisy, judged.reference) * judged.weight).sum())
             weight += float(judged.weight.sum())
-        mean: FloatArray = totals / weight
-        return mean
+        return totals[0] / weight, totals[1] / weight
 
     def _injector(self, kmap: KMap, sign: float, twin: NoiseInjector | None, *purpose: int) -> NoiseInjector:
         seed, device = derived_seed(self._effort.seed, *purpose), model_device(self._model)
-        return NoiseInjector.of(kmap, seed, device, sign, twin=twin)
+        return NoiseInjector.of(kmap, seed, device, sign, twin=twin, keeps=self._keeps)
 
     def corrections(self) -> dict[str, FloatArray]:
         """Corrections by site name, in order of execution."""

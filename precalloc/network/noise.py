@@ -15,9 +15,8 @@ it depends on, and into strengths given as tensors, so that one code serves simu
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from types import MappingProxyType
 
 import torch
@@ -27,12 +26,13 @@ from precalloc.errors import KMapError
 from precalloc.hardware import Hardware, NoiseKind
 from precalloc.kmaps import KMap, SiteRanges
 from precalloc.network.batches import Batch
-from precalloc.network.layouts import OUTERMOST, Layout, SiteLayout, SiteLayouts
+from precalloc.network.layouts import Layout, SiteLayout, SiteLayouts
+from precalloc.network.normals import Normals, add_normal
 from precalloc.network.operators import Product, wide_dtype, widened
 from precalloc.network.state import seeded_generator
 from precalloc.profiles import FloatArray
 
-_ACTIVATION_STREAM, _WEIGHT_STREAM, _EXAMPLE_STREAM = 0, 1, 2
+_ACTIVATION_STREAM, _WEIGHT_STREAM = 0, 1
 _OUTERMOST = SiteLayout()
 
 
@@ -86,8 +86,10 @@ class NoiseInjector:
     layouts
         How sites number the examples, for `at`; those that it does not name have them outermost.
     twin
-        Injector of the same K, seed and device, whose errors of static weights are taken over, with this one's sign;
-        neither is ever reprogrammed.
+        Injector of the same K, seed and device, whose errors of static weights are taken over, with this one's sign,
+        and whose normal numbers, where it keeps them; neither is ever reprogrammed.
+    keeps
+        Whether the normal numbers of its first pass are kept for twins, a value for every one that the pass computes.
     """
 
     def __init__(
@@ -98,10 +100,11 @@ class NoiseInjector:
         sign: float = 1.0,
         layouts: SiteLayouts = MappingProxyType({}),
         twin: NoiseInjector | None = None,
+        keeps: bool = False,
     ) -> None:
-        self._sites, self._sign, self._seed, self._device, self._layouts = sites, sign, seed, device, layouts
+        self._sites, self._sign, self._seed, self._layouts = sites, sign, seed, layouts
         self._twin = twin
-        self._activations = Normals(seeded_generator(device, seed, _ACTIVATION_STREAM))
+        self._normals = self._same_as(twin) or Normals(seeded_generator(device, seed, _ACTIVATION_STREAM), keeps=keeps)
         self._weights = seeded_generator(device, seed, _WEIGHT_STREAM)
         self._programmed: dict[tuple[str, Hashable], Tensor] = {}
 
@@ -114,22 +117,27 @@ class NoiseInjector:
         sign: float = 1.0,
         layouts: SiteLayouts = MappingProxyType({}),
         twin: NoiseInjector | None = None,
+        keeps: bool = False,
     ) -> NoiseInjector:
         """Injector of a K map's noise and bias corrections."""
         sites = SiteNoise.digital(kmap)
         for name, repetitions in kmap.repetitions.items():
             bias = kmap.bias_corrections.get(name)
             sites[name] = SiteNoise.of(kmap.hardware, repetitions, kmap.ranges[name], bias)
-        return cls(sites, seed, device, sign, layouts, twin)
+        return cls(sites, seed, device, sign, layouts, twin, keeps)
 
-    def at(self, batch: Batch) -> NoiseInjector:
+    def at(self, batch: Batch, like: NoiseInjector | None = None) -> NoiseInjector:
         """Draw for the examples of a batch, which comes next, from streams of their own: in any batch the same noise.
 
-        Without this call, and at sites where the model mixes examples, the noise goes with the batch.
+        Without this call, and at sites where the model mixes examples, the noise goes with the batch. ``like`` is an
+        injector of the same seed whose numbers for this batch are taken over, where it keeps them.
         """
-        places = range(batch.start, batch.start + batch.size)
-        self._activations = Normals(self._activations.shared, self._seed, places)
+        self._normals = self._same_as(like) or self._normals.at(self._seed, batch)
         return self
+
+    @staticmethod
+    def _same_as(other: NoiseInjector | None) -> Normals | None:
+        return other._normals.again() if other is not None and other._normals.keeps else None
 
     def reprogram(self) -> None:
         """Go on with another device, whose weights have other errors."""
@@ -148,7 +156,7 @@ class NoiseInjector:
         y = product.apply(product.x, self._noisy_operand(site, product, noise, layout.operand))
         deviation = additive_deviation(product, noise, y)
         if deviation is not None:
-            y = add_normal(y, deviation, self._activations, layout.output, self._sign)
+            y = add_normal(y, deviation, self._normals, layout.output, self._sign)
         if noise.bias is None:
             return y
         return y + product.per_channel(torch.tensor(noise.bias, dtype=y.dtype, device=y.device), y)
@@ -159,7 +167,7 @@ class NoiseInjector:
         strength = noise.strength[NoiseKind.WEIGHT]
         if product.rows is None:
             deviation = _like(strength, product.w).sqrt() * noise.ranges.operand
-            return add_normal(product.w, [deviation], self._activations, layout, self._sign)
+            return add_normal(product.w, [deviation], self._normals, layout, self._sign)
         return self._array((site, product.identity), product, strength)
 
     def _array(self, key: tuple[str, Hashable], product: Product, strength: FloatArray | Tensor) -> Tensor:
@@ -231,43 +239,3 @@ def _shot_variance(product: Product, strength: FloatArray | Tensor, y: Tensor) -
         assert product.w_mean_square is not None
         return field * product.w_mean_square(widened(product.w)), scale.reshape(())
     return field, product.per_channel(scale * widened(product.rows(product.w.detach())).square().mean(1), y)
-
-
-@dataclass(frozen=True)
-class Normals:
-    """Source of standard normal numbers: one stream for all, or one for each of the examples at some places."""
-
-    shared: torch.Generator
-    seed: int = 0
-    places: Sequence[int] = ()
-
-    @cached_property
-    def _examples(self) -> list[torch.Generator]:
-        """Made when they are first needed: weight noise draws for no example."""
-        return [seeded_generator(self.shared.device, self.seed, _EXAMPLE_STREAM, place) for place in self.places]
-
-    def like(self, t: Tensor, layout: Layout | None) -> Tensor:
-        """Draw as many as a tensor has values, laid out in memory as it is where its examples are outermost there.
-
-        Numbers are drawn into flat memory; drawing into a channels-last tensor is far slower.
-        """
-        flat = torch.empty(t.numel(), dtype=t.dtype, device=t.device)
-        order = sorted(range(t.dim()), key=t.stride, reverse=True)
-        if layout is None or not self.places or not layout.fits(t.shape, len(self.places)):
-            flat.normal_(generator=self.shared)
-            return flat.view([t.shape[axis] for axis in order]).permute([order.index(axis) for axis in range(t.dim())])
-        rows = flat.view(len(self.places), -1)
-        for row, generator in zip(rows.unbind(), self._examples, strict=True):
-            row.normal_(generator=generator)
-        return layout.laid_out(rows, t.shape, order)
-
-
-def add_normal(
-    t: Tensor, deviation: list[Tensor], normals: Normals, layout: Layout | None = OUTERMOST, sign: float = 1.0
-) -> Tensor:
-    """Add normal noise, times ``sign``, whose standard deviation is the product of the given factors."""
-    noise = normals.like(t, layout)
-    for factor in deviation:
-        noise = noise * factor if factor.requires_grad else noise.mul_(factor)
-    noise = noise.to(t.dtype)
-    return noise.add_(t) if sign == 1.0 else torch.add(t, noise, alpha=sign)

@@ -90,9 +90,14 @@ class Judged:
         return cls(batch, reference, task.weight(output, reference))
 
 
-def noisy_values(model: nn.Module, task: Task, judged: Judged, injector: NoiseInjector) -> FloatArray:
-    """Loss and score of every example under one draw of noise, (2, examples); a score that is not there is NaN."""
-    with intercept(model, injector.at(judged.batch)):
+def noisy_values(
+    model: nn.Module, task: Task, judged: Judged, injector: NoiseInjector, like: NoiseInjector | None = None
+) -> FloatArray:
+    """Loss and score of every example under one draw of noise, (2, examples); a score that is not there is NaN.
+
+    ``like`` as of `NoiseInjector.at`.
+    """
+    with intercept(model, injector.at(judged.batch, like)):
         return clean_values(model, task, judged)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,11 @@ from precalloc.network.observation import layouts_of
 from precalloc.network.sites import SiteCounts, count_sites
 from precalloc.network.state import untouched
 from precalloc.network.tasks import Task, resolve_forward, resolve_task
+
+# Examples on which the model is tried; whole batches would add to the time.
+_TRIED = 3
+# 256 MiB in single precision.
+_KEPT_VALUES = 2**26
 
 
 @dataclass(frozen=True)
@@ -54,16 +61,26 @@ class Prepared:
         With batch norms folded.
     task
         What it is for.
-    layouts
-        How its sites number the examples.
-    values
-        Of an example's outputs at the site where they are most.
+    values, all_values
+        Of an example's outputs at the site where they are most, and at all sites.
+    find_layouts
+        Gives `layouts`.
     """
 
     model: nn.Module
     task: Task
-    layouts: SiteLayouts
     values: int
+    all_values: int
+    find_layouts: Callable[[], SiteLayouts]
+
+    def keeps_noise(self, examples: int) -> bool:
+        """Whether the normal numbers of a pass over so many examples are few enough to be kept for other passes."""
+        return examples * self.all_values <= _KEPT_VALUES
+
+    @cached_property
+    def layouts(self) -> SiteLayouts:
+        """How the sites number the examples; found when first asked for, by running the model."""
+        return self.find_layouts()
 
 
 @contextmanager
@@ -80,12 +97,22 @@ def prepared(model: nn.Module, data: Data, kmap: KMap, choices: TaskChoices, bat
     model = as_model(model)
     with untouched(model), torch.no_grad():
         first, forward = next(data.batches(batch_size)), choices.forward
-        ready, _ = fold_batch_norm(model, lambda m: forward.run(m, first))
-        output, counts = count_sites(ready, first, forward)
-        task = choices.resolve(model, first, forward.chosen(output))
+        tried = first.take(_TRIED)
+        ready, output, counts = _tried(model, tried, forward)
+        if not counts.keys() >= set(kmap.repetitions) | kmap.digital:  # what runs may depend on the examples
+            tried = first
+            ready, output, counts = _tried(model, tried, forward)
+        task = choices.resolve(model, tried, forward.chosen(output))
         require_fit(kmap, counts)
-        layouts = layouts_of(ready, data, first, forward, counts)
-        yield Prepared(ready, task, layouts, max(count.outputs for count in counts.values()) // first.size)
+        outputs = [count.outputs for count in counts.values()]
+        layouts = partial(layouts_of, ready, data, first, forward, counts)
+        yield Prepared(ready, task, max(outputs) // tried.size, sum(outputs) // tried.size, layouts)
+
+
+def _tried(model: nn.Module, batch: Batch, forward: Forward) -> tuple[nn.Module, Any, dict[str, SiteCounts]]:
+    """Fold a model's batch norms; that, its output for a batch, and its sites."""
+    ready, _ = fold_batch_norm(model, lambda m: forward.run(m, batch))
+    return ready, *count_sites(ready, batch, forward)
 
 
 def require_fit(kmap: KMap, counts: Mapping[str, SiteCounts]) -> None:

@@ -5,7 +5,8 @@ gradients through re-parametrised noise (`precalloc.network.operating_point`). W
 of s_u / K_u: channels act together on the mean of what follows, so only short steps from K to K are to be trusted.
 
 Where the start is compensated (`precalloc.network.compensation`) its corrections stay as they are, and K moves to what
-suits them. To estimate corrections anew at every K on the way would be dear, and gains nothing.
+suits them. To estimate corrections anew at every K on the way would be dear, and gains nothing. The comparison at the
+end sees the start without them as well, so that `compensate` need not look whether they help.
 """
 
 from __future__ import annotations
@@ -16,28 +17,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
-from precalloc.accuracy import paired_difference
 from precalloc.allocation import Allocation
 from precalloc.allocator import Allocator
 from precalloc.budgets import Budget, BudgetKind
-from precalloc.calibration import DEVICE_EXAMPLES
 from precalloc.errors import DataError, ProfileError
-from precalloc.hardware import NoiseKind
 from precalloc.kmaps import KMap
 from precalloc.network.batches import Batch
 from precalloc.network.checkpoints import Arrays, Checkpoint
+from precalloc.network.comparison import Comparison
+from precalloc.network.compensation import left_out
 from precalloc.network.criteria import LossFn, MetricFn
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.data import Data, as_data, data_hash
 from precalloc.network.data_parts import first
 from precalloc.network.descent import LogDescent, Schedule
-from precalloc.network.forward import ForwardFn, model_device
+from precalloc.network.forward import ForwardFn
 from precalloc.network.models import model_hash
-from precalloc.network.noise import NoiseInjector
-from precalloc.network.operating_point import References, batch_sensitivity, noisy_values
+from precalloc.network.operating_point import References, batch_sensitivity
 from precalloc.network.preparation import Prepared, TaskChoices, prepared
 from precalloc.network.splitting import hold_out
 from precalloc.network.state import derived_seed
@@ -50,12 +48,10 @@ from precalloc.refinements import REFINED, Refinement
 _DESCENT, _CHECK = 201, 202
 # Fewer cannot tell a gradient from its noise.
 _LEAST_STEPS = 4
-# Of the first step in log K, by whether corrections are at work: sixteen, ever shorter, reach a factor of e with them,
-# and of four without, where K alone bears the shift of means and has farther to go.
+# Of the first step in log K, by whether corrections are at work: 24, ever shorter, reach a factor of four with them and
+# of seven without, where K alone bears the shift of means and has farther to go.
 _LENGTH = {True: 0.12, False: 0.16}
 _CHECK_EXAMPLES = 256
-# Devices at least, where there are few held-out examples to share their weight errors.
-_DEVICES = 4
 
 
 def refine(
@@ -69,8 +65,8 @@ def refine(
     loss_fn: LossFn | None = None,
     metric_fn: MetricFn | None = None,
     output: str | int | None = None,
-    steps: int = 16,
-    step_examples: int = 16,
+    steps: int = 24,
+    step_examples: int = 6,
     batch_size: int = 32,
     draws: int = 1,
     seed: int = 0,
@@ -80,7 +76,7 @@ def refine(
     """Refine an allocation at the noise that it has, within the same energy.
 
     Two thirds of the calibration data serve the steps, one third (at most 256 examples) the comparison of the result
-    with the start under the same noise.
+    with the start under the same noise and, where that is compensated, with the start without its corrections.
 
     Parameters
     ----------
@@ -109,9 +105,9 @@ def refine(
     Returns
     -------
     Allocation
-        The refined one where its loss is lower and its score not surely worse, else the start; ``refinement`` says what
-        was seen, with intervals. Objective, bound and multiplier of a refined one are of the damages for which its K
-        are optimal.
+        The refined one where its loss is lower and its score not surely worse, else the start, without corrections
+        where these raise its loss, and a note that says so; ``refinement`` says what was seen, with intervals.
+        Objective, bound and multiplier of a refined one are of the damages for which its K are optimal.
 
     Raises
     ------
@@ -135,9 +131,27 @@ def refine(
         with keeper.running(descent.state, descent.restore):
             descent.go(progress, keeper)
         refined = descent.allocation()
-        kmaps, checked = (allocation.kmap(), refined.kmap()), first(held_out, _CHECK_EXAMPLES)
-        seen = _compare(ready, checked, kmaps, draws, effort, batch_size)
-    return replace(refined if seen.kept else allocation, refinement=seen)
+        plans, checked = [allocation, refined], first(held_out, _CHECK_EXAMPLES)
+        if allocation.bias_corrections:
+            plans.append(allocation.with_bias_corrections({}, allocation.uniform.bias_corrections))
+        seeds = [derived_seed(seed, _CHECK, draw) for draw in range(draws)]
+        seen = Comparison.of(ready, checked, [plan.kmap() for plan in plans], seeds, batch_size)
+    return _best(plans, seen, steps)
+
+
+def _best(plans: Sequence[Allocation], seen: Comparison, steps: int) -> Allocation:
+    """Choose among a start, what was refined from it and, if there is a third, the start without its corrections."""
+    start, refined = 0, 1
+    if len(plans) > 2 and not seen.gain(start, over=2)[0] >= 0.0:  # nor for NaN
+        start = 2
+    gain, score_gain = seen.gain(refined, over=start), seen.score_gain(refined, over=start)
+    kept = gain[0] > 0.0 and not score_gain[2] < 0.0
+    draws, examples = seen.loss.shape[1:]
+    found = Refinement(kept, *gain, *score_gain, steps=steps, examples=examples, draws=draws)
+    best = plans[refined if kept else start]
+    if start == 2 and not kept:
+        best = best.with_notes(left_out("allocated", seen.mean_loss(2), seen.mean_loss(0)))
+    return replace(best, refinement=found)
 
 
 def _require_same(model: nn.Module, data: Data, profile: Profile, allocation: Allocation) -> None:
@@ -230,42 +244,3 @@ class _Descent:
     def restore(self, arrays: Arrays) -> None:
         """Go on after the finished steps."""
         self._place.restore(arrays)
-
-
-def _compare(
-    ready: Prepared, data: Data, kmaps: Sequence[KMap], draws: int, effort: _Effort, batch_size: int
-) -> Refinement:
-    """Loss and score of two K maps under the same noise."""
-    seeds, device = [derived_seed(effort.seed, _CHECK, draw) for draw in range(draws)], model_device(ready.model)
-    injectors = [[NoiseInjector.of(kmap, seed, device, layouts=ready.layouts) for seed in seeds] for kmap in kmaps]
-    found, weights, references = [], [], References(ready.model, ready.task)
-    sizes = []  # of the blocks that share a device; data that cannot be joined comes in smaller ones
-    for block in data.batches(min(DEVICE_EXAMPLES, -(-data.examples // _DEVICES))):
-        sizes.append(block.size)
-        for injector in itertools.chain(*injectors):
-            injector.reprogram()
-        for judged in map(references.of, block.split(batch_size)):
-            weights.append(judged.weight.double().cpu().numpy())
-            found.append([[noisy_values(ready.model, ready.task, judged, each) for each in row] for row in injectors])
-    loss, score = np.moveaxis(np.concatenate(found, axis=3), 2, 0)  # (map, draw, example) each
-    weight = np.concatenate(weights)
-    starts = np.cumsum([0, *sizes[:-1]]) if NoiseKind.WEIGHT in kmaps[0].hardware.kinds else None
-    gain = _difference(loss[0], loss[1], weight, starts)
-    score_gain = _difference(score[1], score[0], weight, starts)
-    kept = gain[0] > 0.0 and not score_gain[2] < 0.0
-    return Refinement(kept, *gain, *score_gain, steps=effort.steps, examples=loss.shape[2], draws=draws)
-
-
-def _difference(
-    first: FloatArray, second: FloatArray, weight: FloatArray, starts: NDArray[np.int64] | None
-) -> tuple[float, float, float]:
-    """Mean of ``first`` - ``second``, (draws, examples), and its interval.
-
-    Examples from one of ``starts`` to the next count as one, since they share a device; without, each for itself.
-    """
-    if starts is None:
-        return paired_difference(first, second, weight)
-    of_group = np.add.reduceat(weight, starts)
-    sums = np.add.reduceat((first - second) * weight, starts, axis=1)
-    mean = np.divide(sums, of_group, out=np.zeros_like(sums), where=of_group > 0.0)
-    return paired_difference(mean, np.zeros_like(mean), of_group)

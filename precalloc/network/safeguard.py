@@ -145,6 +145,7 @@ class _Duel:
 
     def __init__(self, ready: Prepared, data: Data, kmaps: tuple[KMap, KMap], effort: _Effort) -> None:
         self._model, self._task, self._layouts = ready.model, ready.task, ready.layouts
+        self._keeps = ready.keeps_noise(effort.batch_size)
         self._data, self._kmaps, self.effort = data, kmaps, effort
         self._found: list[FloatArray] = []  # of each draw: (2 K maps, loss and score, examples)
         self._weight: FloatArray = np.zeros(0)
@@ -163,10 +164,17 @@ class _Duel:
             self._clean = np.concatenate(clean)
         for draw in range(len(self._found), self.effort.draws):
             seed, device = derived_seed(self.effort.seed, _STREAM, draw), model_device(self._model)
-            injectors = [NoiseInjector.of(kmap, seed, device, layouts=self._layouts) for kmap in self._kmaps]
+            one, other = (
+                NoiseInjector.of(kmap, seed, device, layouts=self._layouts, keeps=self._keeps) for kmap in self._kmaps
+            )
             parts, done = [], draw * self._data.examples
             for judged in self._judged():
-                parts.append([noisy_values(self._model, self._task, judged, each) for each in injectors])
+                parts.append(
+                    [
+                        noisy_values(self._model, self._task, judged, one),
+                        noisy_values(self._model, self._task, judged, other, like=one),
+                    ]
+                )
                 done += judged.batch.size
                 progress(done, total, "comparing with uniform K")
             self._found.append(np.concatenate(parts, axis=2))

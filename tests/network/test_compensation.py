@@ -220,6 +220,13 @@ def test_corrections_that_raise_the_loss_are_left_out_and_the_allocation_says_so
     assert refused.by_site == found.by_site
     assert "not compensated" in refused.notes[0]
     assert "raised the loss" in refused.notes[0]
+    unchecked = compensate(model, data, found, batch_size=12, check=False)
+    assert unchecked.is_compensated
+    assert not unchecked.uniform.bias_corrections  # nobody looks at them later
+    assert len(unchecked.notes) == 1
+    assert "the uniform K map" in unchecked.notes[0]
+    assert compensate(model, data, found.kmap(), batch_size=12, check=False).bias_corrections
+    assert not compensate(model, data, found.kmap(), batch_size=12).bias_corrections
 
 
 def test_a_site_that_is_called_twice_has_one_correction():
@@ -272,7 +279,7 @@ def test_an_interrupted_estimate_goes_on_to_the_same_result(tmp_path):
     assert path.is_file()
     resumed = estimate(model, {"x": x}, kmap, seed=3, checkpoint=path)
     assert not path.exists()
-    assert resumed.loss_after == whole.loss_after
+    assert resumed.losses == whole.losses
     for site, correction in whole.corrections.items():
         assert np.array_equal(correction, resumed.corrections[site])
 

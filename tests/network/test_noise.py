@@ -19,6 +19,7 @@ from precalloc.kmaps import KMap, SiteRanges
 from precalloc.network.batches import Batch
 from precalloc.network.interception import intercept
 from precalloc.network.noise import NoiseInjector, SiteNoise, additive_deviation
+from precalloc.network.normals import Normals
 from precalloc.objective import Granularity
 
 INPUT_RANGE, OPERAND_RANGE = 3.0, 2.5
@@ -431,16 +432,50 @@ def test_another_device_has_other_errors_and_is_the_same_for_the_same_seed():
     assert not torch.equal(first[0], second[0])
 
 
+@pytest.mark.parametrize("keeps", [False, True])
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_a_twin_has_the_errors_that_it_would_draw_itself_whichever_runs_first(sign, order):
+def test_a_twin_has_the_errors_that_it_would_draw_itself_whichever_runs_first(sign, order, keeps):
     model, x, sites = initialised(SharedLayer()), normal(1, 5, 6), ("shared", "head")
     alone = [run(model, injector_of(sites, KINDS, seed=3, sign=each), x) for each in (-1.0, sign)]
-    first = injector_of(sites, KINDS, seed=3, sign=-1.0)
+    first = injector_of(sites, KINDS, seed=3, sign=-1.0, keeps=keeps)
     second = injector_of(sites, KINDS, seed=3, sign=sign, twin=first)
     seen = [run(model, injector, x) for injector in (first, second)[::order]][::order]
     torch.testing.assert_close(seen, alone)
     assert torch.equal(seen[0], alone[0])
+
+
+def test_kept_numbers_are_drawn_once_and_serve_every_twin_unchanged(monkeypatch):
+    model, x, sites = initialised(SharedLayer()), normal(1, 5, 6), ("shared", "head")
+    alone = run(model, injector_of(sites, (THERMAL, SHOT), seed=3), x)
+    drawn, draw = [], Normals._draw
+    monkeypatch.setattr(Normals, "_draw", lambda self, t, layout: drawn.append(t.shape) or draw(self, t, layout))
+    first = injector_of(sites, (THERMAL, SHOT), seed=3, keeps=True)
+    second = injector_of(sites, (THERMAL, SHOT), seed=3, twin=first)
+    third = injector_of(sites, (THERMAL, SHOT), seed=3, twin=second)
+    assert all(torch.equal(run(model, injector, x), alone) for injector in (first, second, third))
+    assert len(drawn) == 3  # two calls of the shared layer, one of the head
+
+
+def test_examples_meet_the_noise_that_another_injector_keeps_for_their_batch():
+    model, x, sites = initialised(SharedLayer()), normal(1, 6, 6), ("shared", "head")
+    batches = [Batch({"x": x[at]}, None, start=at.start) for at in (slice(0, 4), slice(4, 6))]
+    one, other, alone = (injector_of(sites, KINDS, seed=3, keeps=keeps) for keeps in (True, False, False))
+    for batch in batches:
+        expected = run(model, alone.at(batch), batch.inputs["x"])
+        assert torch.equal(run(model, one.at(batch), batch.inputs["x"]), expected)
+        assert torch.equal(run(model, other.at(batch, like=one), batch.inputs["x"]), expected)
+
+
+def test_numbers_beyond_those_that_are_kept_are_new_ones():
+    """A twin that noise leads along another way meets other shapes, and more of them."""
+    source = Normals(torch.Generator().manual_seed(1), keeps=True)
+    kept = [source.like(torch.empty(shape), None) for shape in ((3, 2), (4,))]
+    again = source.again()
+    same, other, more = (again.like(torch.empty(shape), None) for shape in ((3, 2), (6,), (5,)))
+    assert torch.equal(same, kept[0])
+    values = torch.cat([each.flatten() for each in (*kept, other, more)])
+    assert len(values.unique()) == len(values)
 
 
 def test_noise_of_activations_is_drawn_anew_at_every_use():

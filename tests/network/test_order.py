@@ -11,13 +11,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from precalloc import allocate, calibrate, compensate, profile, refine, safeguard, sites, validate
 from precalloc.network import compensation, images
-from precalloc.network.compensation import Effort, corrections_only
+from precalloc.network.compensation import Effort, estimate
 from precalloc.network.data import as_data
 from precalloc.network.data_files import load_data
 from precalloc.network.layouts import Layout
 from precalloc.network.overlap import unseen
-from precalloc.network.preparation import TaskChoices
+from precalloc.network.preparation import TaskChoices, prepared
 from precalloc.network.shifts import ShiftAverages
+from precalloc.network.sites import count_sites
 
 CHIP = hardware(digital_biases=True)
 X, Y = normal(2, 70, 2, 6, 6), (torch.arange(70) * 4) // 70  # sorted by class
@@ -76,7 +77,7 @@ def test_batches_change_nothing_but_rounding():
     found = []
     for size in (1, 19, 70):
         points = calibrate(model, (X, Y), measured, points=1, draws=2, examples=40, batch_size=size).calibration
-        shifts = corrections_only(model, (X, Y), plan.kmap(), TaskChoices(), Effort(2, 0, 64, size))
+        shifts = estimate(model, (X, Y), plan.kmap(), TaskChoices(), Effort(2, 0, 64, size), check=False).corrections
         corrected = plan.with_bias_corrections(shifts, shifts)
         kept = safeguard(model, (X, Y), measured, corrected, draws=2, examples=60, batch_size=size)
         simulated = validate(model, (X, Y), corrected, seeds=2, batch_size=size)
@@ -120,7 +121,7 @@ def test_batches_change_nothing_but_rounding_where_time_comes_first():
     for size in (12, 5, 1):
         measured = profile(model, data, CHIP, margins=2, batch_size=size)
         kmap = allocate(measured, "4x").kmap()
-        shifts = corrections_only(model, data, kmap, TaskChoices(), Effort(2, 0, 12, size))
+        shifts = estimate(model, data, kmap, TaskChoices(), Effort(2, 0, 12, size), check=False).corrections
         loss = validate(model, data, kmap, seeds=2, batch_size=size).loss
         tables = [*measured.damage.values(), *measured.margins.site_covariance.values(), *shifts.values()]
         found.append([np.concatenate([table.ravel() for table in tables]), loss.loss, loss.loss_high])
@@ -137,12 +138,38 @@ def test_corrections_move_on_in_steps_that_the_batch_size_does_not_change(room, 
     largest = []
     expect = ShiftAverages.expect
     monkeypatch.setattr(ShiftAverages, "expect", lambda s, m, b, f: largest.append(b.size) or expect(s, m, b, f))
-    found = [corrections_only(model, (X, Y), kmap, TaskChoices(), Effort(2, 0, 24, size)) for size in (1, 9, 24)]
+    efforts = [Effort(2, 0, 24, size) for size in (1, 9, 24)]
+    found = [estimate(model, (X, Y), kmap, TaskChoices(), each, check=False).corrections for each in efforts]
     most = max(site.outputs for site in sites(model, X).sites)
     assert set(largest) == ({8} if room == 2**26 else {room // most, 24 % (room // most)} - {0})
     for site, correction in found[0].items():
         for other in found[1:]:
             np.testing.assert_allclose(correction, other[site], rtol=1e-4, atol=1e-7)
+
+
+class Escalating(nn.Module):
+    """A second look at batches that hold something loud."""
+
+    def __init__(self, loud):
+        super().__init__()
+        self.embed, self.again, self.head, self.loud = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3), loud
+
+    def forward(self, x):
+        y = self.embed(x).relu()
+        return self.head(self.again(y).relu() + y if x.abs().max() > self.loud else y)
+
+
+def test_a_site_that_few_examples_call_for_is_found_on_the_whole_first_batch():
+    x = as_data(normal(3, 40, 4))
+    batch = next(x.batches(32))
+    few = batch.take(3)
+    model = initialised(Escalating(float(few.inputs["x"].abs().max())), seed=1)
+    kmap = allocate(profile(model, x, CHIP, margins=0), "4x").kmap()
+    assert set(kmap.repetitions) == {"embed", "again", "head"}
+    assert set(count_sites(model, few, TaskChoices().forward)[1]) == {"embed", "head"}
+    with prepared(model, x, kmap, TaskChoices(), 32) as ready:
+        assert ready.layouts.keys() == {"embed", "again", "head"}
+        assert (ready.values, ready.all_values) == (8, 19)
 
 
 class OneAtATime(ConvNet):

@@ -26,8 +26,8 @@ from precalloc import allocate, compensate, profile, refine
 from precalloc.accuracy import paired_difference
 from precalloc.errors import DataError, ProfileError
 from precalloc.kmaps import KMap
-from precalloc.network import refinement
 from precalloc.network.batches import Batch
+from precalloc.network.comparison import Comparison
 from precalloc.network.criteria import Regression
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.data import as_data
@@ -127,7 +127,7 @@ def test_refinement_wins_where_noise_shifts_means(granularity):
         refined = refine(model, x, found, start)
         assert refined.energy_joule <= start.budget_joule * (1 + 1e-9)
         assert refined.refinement.kept or refined.by_site == start.by_site
-        assert "16 steps" in refined.refinement.describe()
+        assert "24 steps" in refined.refinement.describe()
         gains.append(noisy_loss(model, fresh, start) - noisy_loss(model, fresh, refined))
     gain = np.concatenate(gains)
     assert gain.mean() > Z * gain.std() / len(gain) ** 0.5
@@ -237,6 +237,24 @@ def test_a_compensated_start_is_refined_with_its_corrections_at_work():
     assert gain.mean() > Z * gain.std() / len(gain) ** 0.5
 
 
+def test_corrections_that_raise_the_loss_are_dropped_with_what_was_refined_for_them():
+    """`compensate` did not look: the comparison on held-out examples does."""
+    model, x = initialised(LinearSoftmax(), seed=1, scale=1.5), normal(3, 300, 5)
+    chip = dataclasses.replace(hardware((SHOT,)), digital_biases=True)
+    found = profile(model, x, chip, margins=0)
+    bare = allocate(found, "4x", hardware=chip)
+    harmful = {site.name: np.arange(site.channels) == 0 for site in found.sites}
+    start = bare.with_bias_corrections({name: 5.0 * c for name, c in harmful.items()}, harmful)
+    refined = refine(model, x, found, start)
+    assert not refined.bias_corrections
+    assert refined.uniform.bias_corrections == harmful
+    assert refined.by_site == bare.by_site
+    assert not refined.refinement.kept
+    assert "bias corrections raised the loss" in refined.notes[0]
+    useful = bare.with_bias_corrections({name: 0.0 * c for name, c in harmful.items()}, {})
+    assert refine(model, x, found, useful).bias_corrections.keys() == harmful.keys()
+
+
 def test_a_few_examples_share_a_device_and_intervals_know_it():
     """Errors of weights are common to a device's examples: taken for their own, intervals would be far too narrow."""
     model, x = initialised(Pooled(), seed=5), as_data(normal(8, 256, 1, 64))
@@ -244,27 +262,30 @@ def test_a_few_examples_share_a_device_and_intervals_know_it():
     plan = allocate(found, "2x")
     kmaps, draws = (plan.uniform_kmap(), plan.kmap()), 80
     with prepared(model, x, plan.kmap(), TaskChoices(), 32) as ready:
-        seen = [
-            refinement._compare(ready, x, kmaps, 1, refinement._Effort(4, 16, seed), batch_size=32)
-            for seed in range(draws)
-        ]
-    mean = np.mean([each.gain for each in seen])
-    covered = sum(each.gain_low < mean < each.gain_high for each in seen)
-    assert all(each.examples == 256 for each in seen)
+        seen = [Comparison.of(ready, x, kmaps, [seed], 32) for seed in range(draws)]
+    gains = [each.gain(1, over=0) for each in seen]
+    mean = np.mean([gain for gain, _, _ in gains])
+    covered = sum(low < mean < high for _, low, high in gains)
+    assert all(each.loss.shape == (2, 1, 256) for each in seen)
     assert abs(covered - 0.95 * draws) < Z * (0.95 * 0.05 * draws) ** 0.5
 
 
 def test_devices_count_by_their_examples_however_many_they_have():
     """Groups of unlike sizes, weights and all, against the mean over examples and the interval of weighted devices."""
     rng = np.random.default_rng(4)
-    first, second, weight = rng.normal(size=(2, 9)), rng.normal(size=(2, 9)), rng.integers(1, 4, 9).astype(float)
+    loss, score, weight = rng.normal(size=(2, 2, 9)), rng.normal(size=(2, 2, 9)), rng.integers(1, 4, 9).astype(float)
     starts = np.array([0, 4, 5, 7])
     parts = [slice(0, 4), slice(4, 5), slice(5, 7), slice(7, 9)]
-    means = np.array([np.average((first - second)[:, part], axis=1, weights=weight[part]) for part in parts]).T
-    expected = paired_difference(means, np.zeros_like(means), np.array([weight[part].sum() for part in parts]))
-    found = refinement._difference(first, second, weight, starts)
-    assert found == pytest.approx(expected)
-    assert found[0] == pytest.approx(np.average(first - second, axis=1, weights=weight).mean())
+    of_device = np.array([weight[part].sum() for part in parts])
+    means = [
+        np.array([np.average(values[:, :, part], axis=2, weights=weight[part]) for part in parts]).transpose(1, 2, 0)
+        for values in (loss, score)
+    ]
+    seen = Comparison(loss, score, weight, starts)
+    assert seen.gain(1, over=0) == pytest.approx(paired_difference(means[0][0], means[0][1], of_device))
+    assert seen.score_gain(1, over=0) == pytest.approx(paired_difference(means[1][1], means[1][0], of_device))
+    assert seen.gain(1, over=0)[0] == pytest.approx(np.average(loss[0] - loss[1], axis=1, weights=weight).mean())
+    assert seen.mean_loss(0) == pytest.approx(np.average(loss[0], axis=1, weights=weight).mean())
 
 
 @pytest.mark.parametrize("kind", KINDS)
