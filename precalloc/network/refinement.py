@@ -48,9 +48,9 @@ from precalloc.refinements import REFINED, Refinement
 _DESCENT, _CHECK = 201, 202
 # Fewer cannot tell a gradient from its noise.
 _LEAST_STEPS = 4
-# Of the first step in log K, by whether corrections are at work: 24, ever shorter, reach a factor of four with them and
-# of seven without, where K alone bears the shift of means and has farther to go.
-_LENGTH = {True: 0.12, False: 0.16}
+# Steps, and the length of the first in log K, by whether corrections are at work: ever shorter, they reach a factor of
+# four with them and of 26 without, where K alone bears the shift of means and has farther to go.
+_SCHEDULES = {True: Schedule(24, 0.12), False: Schedule(40, 0.16)}
 _CHECK_EXAMPLES = 256
 
 
@@ -65,7 +65,7 @@ def refine(
     loss_fn: LossFn | None = None,
     metric_fn: MetricFn | None = None,
     output: str | int | None = None,
-    steps: int = 24,
+    steps: int | None = None,
     step_examples: int = 6,
     batch_size: int = 32,
     draws: int = 1,
@@ -89,7 +89,8 @@ def refine(
     task, forward_fn, loss_fn, metric_fn, output
         As for `precalloc.profile`.
     steps, step_examples
-        Stochastic steps, and examples of each; every example takes one noisy pass with gradients.
+        Stochastic steps, by default 24 from a compensated start and 40 from any other, and examples of each; every
+        example takes one noisy pass with gradients.
     batch_size
         Examples at a time at most; bounds the memory, and changes results by rounding alone.
     draws
@@ -114,8 +115,10 @@ def refine(
     DataError, ProfileError
         If data, model or allocation are not those of the profile, or steps or draws are too few.
     """
-    if steps < _LEAST_STEPS:
-        raise DataError(f"{steps} steps are too few to tell anything. Take at least {_LEAST_STEPS}.")
+    schedule = _SCHEDULES[bool(allocation.bias_corrections)]
+    schedule = schedule if steps is None else replace(schedule, steps=steps)
+    if schedule.steps < _LEAST_STEPS:
+        raise DataError(f"{schedule.steps} steps are too few to tell anything. Take at least {_LEAST_STEPS}.")
     if draws < 1:
         raise DataError(f"{draws} noise draws show no difference. Take at least 1.")
     source = as_data(data)
@@ -124,7 +127,7 @@ def refine(
     choices = TaskChoices(task, forward_fn, loss_fn, metric_fn, output)
     with prepared(model, source, allocation.kmap(), choices, batch_size) as ready:
         chosen_on, held_out = hold_out(source)
-        effort = _Effort(steps, step_examples, seed)
+        effort = _Effort(schedule, step_examples, seed)
         descent = _Descent(ready, chosen_on, profile, allocation, effort, batch_size)
         identity = f"refinement {profile.provenance} {ready.task.name} {allocation.kmap().digest} {effort}"
         keeper = Checkpoint(checkpoint, identity)
@@ -136,7 +139,7 @@ def refine(
             plans.append(allocation.with_bias_corrections({}, allocation.uniform.bias_corrections))
         seeds = [derived_seed(seed, _CHECK, draw) for draw in range(draws)]
         seen = Comparison.of(ready, checked, [plan.kmap() for plan in plans], seeds, batch_size)
-    return _best(plans, seen, steps)
+    return _best(plans, seen, schedule.steps)
 
 
 def _best(plans: Sequence[Allocation], seen: Comparison, steps: int) -> Allocation:
@@ -170,7 +173,7 @@ def _require_same(model: nn.Module, data: Data, profile: Profile, allocation: Al
 
 @dataclass(frozen=True)
 class _Effort:
-    steps: int
+    schedule: Schedule
     step_examples: int
     seed: int
 
@@ -187,19 +190,18 @@ class _Descent:
         choices = start.choices.of_analog()
         allocator = Allocator.of(profile, start.hardware, start.granularity, choices=choices)
         self._objective = allocator.objective
-        schedule = Schedule(effort.steps, _LENGTH[bool(start.bias_corrections)])
-        self._place = LogDescent(allocator.problem, start.budget_joule, start.repetitions, schedule)
+        self._place = LogDescent(allocator.problem, start.budget_joule, start.repetitions, effort.schedule)
 
     def go(self, progress: Progress, keeper: Checkpoint) -> None:
         """Take the steps that are not done yet."""
         passes = itertools.chain.from_iterable(
             self._data.batches(self._effort.step_examples) for _ in itertools.repeat(None)
         )
-        for batch in itertools.islice(passes, self._place.done, self._effort.steps):
+        for batch in itertools.islice(passes, self._place.done, self._effort.schedule.steps):
             mean = self._mean_sensitivity(batch, derived_seed(self._effort.seed, _DESCENT, self._place.done))
             self._place.step(self._slots.sum_sites(mean) if self._is_layer else mean)
             keeper.offer(self._place.state)
-            progress(self._place.done, self._effort.steps, "refining")
+            progress(self._place.done, self._effort.schedule.steps, "refining")
 
     def _mean_sensitivity(self, batch: Batch, seed: int) -> FloatArray:
         """Mean over a step's examples of the local sensitivities under one draw of noise, (channels,)."""

@@ -127,7 +127,7 @@ def test_refinement_wins_where_noise_shifts_means(granularity):
         refined = refine(model, x, found, start)
         assert refined.energy_joule <= start.budget_joule * (1 + 1e-9)
         assert refined.refinement.kept or refined.by_site == start.by_site
-        assert "24 steps" in refined.refinement.describe()
+        assert "40 steps" in refined.refinement.describe()
         gains.append(noisy_loss(model, fresh, start) - noisy_loss(model, fresh, refined))
     gain = np.concatenate(gains)
     assert gain.mean() > Z * gain.std() / len(gain) ** 0.5
@@ -226,6 +226,7 @@ def test_a_compensated_start_is_refined_with_its_corrections_at_work():
     assert start.bias_corrections
     refined = refine(model, data, found, start)
     assert refined.refinement.kept
+    assert refined.refinement.steps == 24
     assert refined.bias_corrections.keys() == start.bias_corrections.keys()
     assert all(np.array_equal(refined.bias_corrections[name], c) for name, c in start.bias_corrections.items())
     task, judged = Task(Regression()), Judged(Batch({"x": fresh}, None), model(fresh).detach(), torch.ones(300))
