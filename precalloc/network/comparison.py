@@ -96,11 +96,7 @@ def _values(ready: Prepared, block: Sequence[Judged], injectors: Sequence[NoiseI
     for injector in injectors:
         injector.reprogram()
     for judged in block:
-        likes = (None if each is first else first for each in injectors)
-        found.append(
-            [
-                noisy_values(ready.model, ready.task, judged, injector, like)
-                for injector, like in zip(injectors, likes, strict=True)
-            ]
-        )
+        values = [noisy_values(ready.model, ready.task, judged, first)]
+        values += [noisy_values(ready.model, ready.task, judged, each, like=first) for each in injectors[1:]]
+        found.append(values)
     return np.concatenate(found, axis=2)

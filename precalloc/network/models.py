@@ -160,7 +160,7 @@ def as_model(model: nn.Module) -> nn.Module:
             raise ModelError(f"Module '{name}' is compiled, which hides its products. Pass its '_orig_mod'.")
     # Buffers may rightly hold infinities (attention masks); parameters never.
     for name, parameter in model.named_parameters():
-        if parameter.sum().isfinite():  # a tenth of the time that looking at each takes
+        if parameter.sum().isfinite():  # cheaper than looking at each value
             continue
         bad = int((~parameter.isfinite()).sum())
         if bad:

@@ -45,7 +45,7 @@ class Normals:
         return Normals(self._shared, seed, range(batch.start, batch.start + batch.size), self.keeps)
 
     def again(self) -> Normals:
-        """Source of the numbers that this one keeps, from the first on; what goes beyond is drawn, and the same."""
+        """Source of the numbers that this one keeps, from the first on; what goes beyond is drawn anew."""
         assert self._kept is not None
         other = Normals(self._shared, self._seed, self._places)
         other._kept, other._streams = self._kept, self._streams
