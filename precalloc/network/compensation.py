@@ -21,7 +21,7 @@ so that devices change every few examples.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,6 +57,9 @@ _ESTIMATION, _CHECK = 101, 102
 _STEP, _DEVICE_STEP, _STEP_VALUES = 32, 8, 2**26
 # By default, here and where predictions are calibrated for compensated K maps.
 DRAWS, EXAMPLES = 2, 128
+# Where refinement comes next, which scales each site's corrections by what they are worth. Errors of weights take all:
+# half as many examples have half as many devices, which is too few.
+_SCALED_EXAMPLES = 64
 
 Plan = TypeVar("Plan", KMap, Allocation)
 
@@ -104,7 +107,7 @@ def compensate(
     output: str | int | None = None,
     draws: int = DRAWS,
     seed: int = 0,
-    examples: int = EXAMPLES,
+    examples: int | None = None,
     batch_size: int = 32,
     check: bool = True,
     progress: Progress = silent,
@@ -131,7 +134,8 @@ def compensate(
     seed
         Of the noise.
     examples
-        How many of them are used.
+        How many of them are used; by default 128, and 64 for corrections that refinement scales next (``check`` is
+        False) if no noise is of weights.
     batch_size
         Examples on which the model is tried before. How many a pass takes depends on the model alone.
     check
@@ -152,15 +156,19 @@ def compensate(
         If the K map is of another network.
     """
     source, choices = as_data(data), TaskChoices(task, forward_fn, loss_fn, metric_fn, output)
-    effort = Effort(max(2, draws + draws % 2), seed, examples, batch_size)
+    whole = Effort(max(2, draws + draws % 2), seed, EXAMPLES if examples is None else examples, batch_size)
+    scaled = examples is None and not check and NoiseKind.WEIGHT not in plan.hardware.kinds
+    effort = replace(whole, examples=_SCALED_EXAMPLES) if scaled else whole
     if isinstance(plan, KMap):
         return plan.compensated(estimate(model, source, plan, choices, effort, check, progress, checkpoint).kept)
     require_calibration(model, source, plan)
-    maps, found = {"allocated": plan.kmap(), "uniform": plan.uniform_kmap()}, dict[str, Compensation]()
-    for name, kmap in maps.items():
+    found = dict[str, Compensation]()
+    for name, kmap, wanted, looks in (
+        ("allocated", plan.kmap(), effort, check),
+        ("uniform", plan.uniform_kmap(), whole, True),
+    ):
         kept = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.{name}")
-        looks = check or name == "uniform"
-        found[name] = estimate(model, source, kmap, choices, effort, looks, progress, kept)
+        found[name] = estimate(model, source, kmap, choices, wanted, looks, progress, kept)
     notes = [left_out(name, *each.losses) for name, each in found.items() if each.losses and not each.kept]
     return plan.with_bias_corrections(found["allocated"].kept, found["uniform"].kept).with_notes(*notes)
 

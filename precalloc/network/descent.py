@@ -1,4 +1,4 @@
-"""Adam on log K within an energy budget: from gradients of the noisy loss to better K.
+"""Adam on log K within an energy budget, and on scales of bias corrections: what gradients of the noisy loss lead to.
 
 Stationary K within a budget satisfy dE[L] / d log K_u + lambda c_u K_u / B = 0 with the budget's multiplier
 
@@ -7,6 +7,10 @@ Stationary K within a budget satisfy dE[L] / d log K_u + lambda c_u K_u / B = 0 
 the loss that one e-fold of energy is worth. Steps follow that gradient by Adam (Kingma and Ba 2015, arXiv:1412.6980)
 and are scaled back to the budget each time. Adam's steps are of one length whatever the gradient's size, so units whose
 gradient is mostly noise wander by a fraction of it, and those that have a signal go there together.
+
+Corrections c_l of site l are taken a_l times, with a_l = 1 to begin with. That costs no energy and has no bounds, and
+
+    dE[L] / d a_l = sum over channels of c_l dE[L] / dc_l.
 """
 
 from __future__ import annotations
@@ -27,10 +31,40 @@ _BISECTIONS = 100
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many steps, and the length of the first in log K; lengths fall linearly to nothing."""
+    """How many steps, and the length of the first; lengths fall linearly to nothing."""
 
     steps: int
     length: float
+
+    def of(self, step: int) -> float:
+        """Length of a step; the first is number 1."""
+        return self.length * (1.0 - (step - 1) / self.steps)
+
+
+class Adam:
+    """Directions from noisy gradients: their running means over root mean squares, about one where they agree."""
+
+    def __init__(self, size: int) -> None:
+        self._first: FloatArray = np.zeros(size)
+        self._second: FloatArray = np.zeros(size)
+        self.done = 0
+
+    def direction(self, gradient: FloatArray) -> FloatArray:
+        """Take in one more gradient (n,): the way up, (n,)."""
+        self.done += 1
+        self._first += (1.0 - _MOMENTUM) * (gradient - self._first)
+        self._second += (1.0 - _MEMORY) * (gradient**2 - self._second)
+        mean = self._first / (1.0 - _MOMENTUM**self.done)
+        found: FloatArray = mean / (np.sqrt(self._second / (1.0 - _MEMORY**self.done)) + _TINY)
+        return found
+
+    def state(self) -> dict[str, FloatArray]:
+        """Everything that the next direction depends on."""
+        return {"first": self._first, "second": self._second, "done": np.array(self.done)}
+
+    def restore(self, arrays: Mapping[str, FloatArray]) -> None:
+        """Go on after the finished steps."""
+        self._first, self._second, self.done = arrays["first"].copy(), arrays["second"].copy(), int(arrays["done"])
 
 
 class LogDescent:
@@ -51,22 +85,21 @@ class LogDescent:
         self._bounds, self._schedule = (np.asarray(problem.k_min), np.asarray(problem.k_max)), schedule
         self._group = _groups(problem)
         self.k = on_budget(k, self._share, self._bounds)
-        groups = self._group.max() + 1
-        self._first, self._second = np.zeros(groups), np.zeros(groups)
-        self.multiplier, self.done = 0.0, 0
+        self._adam, self.multiplier = Adam(int(self._group.max()) + 1), 0.0
+
+    @property
+    def done(self) -> int:
+        """Steps that were taken."""
+        return self._adam.done
 
     def step(self, sensitivity: FloatArray) -> None:
         """Move by one batch's local sensitivities s_u (units,)."""
         slope = sensitivity / self.k
-        self.done += 1
-        self.multiplier += (float(slope.sum()) - self.multiplier) / self.done
-        gradient = np.bincount(self._group, max(self.multiplier, 0.0) * self._share * self.k - slope)
-        self._first += (1.0 - _MOMENTUM) * (gradient - self._first)
-        self._second += (1.0 - _MEMORY) * (gradient**2 - self._second)
-        mean = self._first / (1.0 - _MOMENTUM**self.done)
-        size = np.sqrt(self._second / (1.0 - _MEMORY**self.done))
-        length = self._schedule.length * (1.0 - (self.done - 1) / self._schedule.steps)
-        self.k = on_budget(self.k * np.exp(-length * (mean / (size + _TINY))[self._group]), self._share, self._bounds)
+        self.multiplier += (float(slope.sum()) - self.multiplier) / (self.done + 1)
+        pull = max(self.multiplier, 0.0) * self._share * self.k - slope
+        gradient = np.bincount(self._group, pull).astype(np.float64)
+        move = -self._adam.direction(gradient)[self._group]
+        self.k = on_budget(self.k * np.exp(self._schedule.of(self.done) * move), self._share, self._bounds)
 
     def optimal_damage(self, least: float) -> FloatArray:
         """Damages at K = 1 for which the present K are optimal, lambda c_u K_u^2 / B with lambda at least ``least``."""
@@ -75,13 +108,48 @@ class LogDescent:
 
     def state(self) -> dict[str, FloatArray]:
         """Everything that the next step depends on."""
-        scalars = np.array([self.done, self.multiplier])
-        return {"k": self.k, "first": self._first, "second": self._second, "scalars": scalars}
+        return {"k": self.k, "multiplier": np.array(self.multiplier), **self._adam.state()}
 
     def restore(self, arrays: Mapping[str, FloatArray]) -> None:
         """Go on after the finished steps."""
-        self.k, self._first, self._second = (arrays[name].copy() for name in ("k", "first", "second"))
-        self.done, self.multiplier = int(arrays["scalars"][0]), float(arrays["scalars"][1])
+        self.k, self.multiplier = arrays["k"].copy(), float(arrays["multiplier"])
+        self._adam.restore(arrays)
+
+
+class ScaleDescent:
+    """Scales of bias corrections, one a site, and the memory of the descent over them.
+
+    Parameters
+    ----------
+    corrections : site name -> (channels,)
+        As they were estimated, at scale one.
+    """
+
+    def __init__(self, corrections: Mapping[str, FloatArray], schedule: Schedule) -> None:
+        self._corrections, self._schedule = corrections, schedule
+        self.scales: FloatArray = np.ones(len(corrections))
+        self._adam = Adam(len(corrections))
+
+    @property
+    def corrections(self) -> dict[str, FloatArray]:
+        """The corrections, scaled."""
+        pairs = zip(self.scales, self._corrections.items(), strict=True)
+        return {site: scale * correction for scale, (site, correction) in pairs}
+
+    def step(self, slopes: Mapping[str, FloatArray]) -> None:
+        """Move by one batch's slopes of the loss in every channel's correction, site name -> (channels,)."""
+        slope = np.array([float(slopes[site] @ correction) for site, correction in self._corrections.items()])
+        move = -self._adam.direction(slope)
+        self.scales = self.scales + self._schedule.of(self._adam.done) * move
+
+    def state(self) -> dict[str, FloatArray]:
+        """Everything that the next step depends on."""
+        return {"scales": self.scales, **self._adam.state()}
+
+    def restore(self, arrays: Mapping[str, FloatArray]) -> None:
+        """Go on after the finished steps."""
+        self.scales = arrays["scales"].copy()
+        self._adam.restore(arrays)
 
 
 def _groups(problem: Problem) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

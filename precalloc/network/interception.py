@@ -47,8 +47,9 @@ def intercept(model: nn.Module, on_product: ProductHandler, on_other: OtherHandl
         Called as ``on_other(module path, operator, call, why digital)`` for every other torch function; returns
         ``call()``. The reason is given where a product is none of the accelerator's, and None otherwise.
     """
-    mode = _InterceptionMode(Names(model), on_product, on_other)
-    handles = [handle for name, module in model.named_modules() for handle in _track(name, module, mode.names)]
+    modules = list(model.named_modules())
+    mode = _InterceptionMode(Names(modules), on_product, on_other)
+    handles = [handle for name, module in modules for handle in _track(name, module, mode.names)]
     try:
         with mode:
             yield

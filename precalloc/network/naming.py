@@ -7,7 +7,7 @@ an adapter). Such a weight is programmed once like any other, so it is followed 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,17 +48,21 @@ Roots = frozenset[int]
 
 
 class Weights:
-    """Knows parameters, buffers and views of them by their storage, and what was computed from these by identity."""
+    """Knows parameters, buffers and views of them by their storage, and what was computed from these by identity.
 
-    def __init__(self, model: nn.Module) -> None:
-        tensors = (*model.named_buffers(), *model.named_parameters())
-        self.owners: dict[int, tuple[str, str]] = {
-            storage: (name.rpartition(".")[0], name.rpartition(".")[2])
-            for name, tensor in tensors
-            if (storage := storage_of(tensor)) is not None and tensor.numel() > 0
-        }
-        parameters = (storage_of(parameter) for parameter in model.parameters())
-        self._parameters = {storage for storage in parameters if storage is not None}
+    Takes the modules as ``named_modules`` gives them: to walk the model again for each table is dear in short passes.
+    """
+
+    def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
+        buffers = [(path, *item) for path, module in modules for item in module._buffers.items()]
+        parameters = [(path, *item) for path, module in modules for item in module._parameters.items()]
+        self.owners: dict[int, tuple[str, str]] = {}
+        for path, name, tensor in _once((*buffers, *parameters)):
+            storage = storage_of(tensor)
+            if storage is not None and tensor.numel() > 0:
+                self.owners[storage] = path, name
+        found = (storage_of(parameter) for _, _, parameter in _once(parameters))
+        self._parameters = {storage for storage in found if storage is not None}
         self._derived = WeakTensorKeyDictionary()
 
     def roots(self, t: Tensor) -> Roots | None:
@@ -114,6 +118,15 @@ class Weights:
                 self.owners.pop(storage, None)
 
 
+def _once(named: Iterable[tuple[str, str, Tensor | None]]) -> Iterator[tuple[str, str, Tensor]]:
+    """Every tensor under the first of its names."""
+    seen = set[int]()
+    for path, name, tensor in named:
+        if tensor is not None and id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield path, name, tensor
+
+
 def storage_of(t: Tensor) -> int | None:
     """Address of a tensor's memory; None where it has none (meta, sparse and quantised formats)."""
     if t.layout is not torch.strided or t.device.type == "meta":
@@ -132,9 +145,9 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 class Names:
     """Names products by the module that owns the weight, else by the running module and the operator's index in it."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
         self.stack = [Frame("", None)]
-        self.weights = Weights(model)
+        self.weights = Weights(modules)
         self._claimed: dict[str, tuple[object, ...]] = {}
 
     def name(self, product: Product) -> str:

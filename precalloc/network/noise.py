@@ -15,7 +15,7 @@ it depends on, and into strengths given as tensors, so that one code serves simu
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -35,6 +35,8 @@ from precalloc.profiles import FloatArray
 _ACTIVATION_STREAM, _WEIGHT_STREAM = 0, 1
 _OUTERMOST = SiteLayout()
 
+Bias = FloatArray | Tensor
+
 
 @dataclass(frozen=True)
 class SiteNoise:
@@ -42,24 +44,21 @@ class SiteNoise:
 
     ``bias`` is a digital correction (channels,) that is added to every output channel after the noise.
 
-    Strengths may be tensors that require gradients.
+    Strengths and bias may be tensors that require gradients.
     """
 
     strength: Mapping[NoiseKind, FloatArray | Tensor]
     ranges: SiteRanges
-    bias: FloatArray | None = None
+    bias: Bias | None = None
 
     @classmethod
-    def digital(cls, kmap: KMap) -> dict[str, SiteNoise | None]:
-        """What a K map adds to the sites that stay digital: no noise, and a bias correction where there is one."""
-        corrections = kmap.bias_corrections
-        return {
-            name: cls({}, SiteRanges(0.0), corrections[name]) if name in corrections else None for name in kmap.digital
-        }
+    def digital(cls, sites: Iterable[str], corrections: Mapping[str, Bias]) -> dict[str, SiteNoise | None]:
+        """What is added to sites that stay digital: no noise, and a bias correction where there is one."""
+        return {name: cls({}, SiteRanges(0.0), corrections[name]) if name in corrections else None for name in sites}
 
     @classmethod
     def of(
-        cls, hardware: Hardware, repetitions: FloatArray | Tensor, ranges: SiteRanges, bias: FloatArray | None = None
+        cls, hardware: Hardware, repetitions: FloatArray | Tensor, ranges: SiteRanges, bias: Bias | None = None
     ) -> SiteNoise:
         """Noise at K ``repetitions``; a term that the hardware's redundancy does not average keeps its strength."""
         strength = {
@@ -120,7 +119,7 @@ class NoiseInjector:
         keeps: bool = False,
     ) -> NoiseInjector:
         """Injector of a K map's noise and bias corrections."""
-        sites = SiteNoise.digital(kmap)
+        sites = SiteNoise.digital(kmap.digital, kmap.bias_corrections)
         for name, repetitions in kmap.repetitions.items():
             bias = kmap.bias_corrections.get(name)
             sites[name] = SiteNoise.of(kmap.hardware, repetitions, kmap.ranges[name], bias)
@@ -159,7 +158,8 @@ class NoiseInjector:
             y = add_normal(y, deviation, self._normals, layout.output, self._sign)
         if noise.bias is None:
             return y
-        return y + product.per_channel(torch.tensor(noise.bias, dtype=y.dtype, device=y.device), y)
+        bias = noise.bias if isinstance(noise.bias, Tensor) else torch.tensor(noise.bias)
+        return y + product.per_channel(bias.to(y), y)
 
     def _noisy_operand(self, site: str, product: Product, noise: SiteNoise, layout: Layout | None) -> Tensor:
         if NoiseKind.WEIGHT not in noise.strength:

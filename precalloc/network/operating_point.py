@@ -11,7 +11,8 @@ sqrt(K_u) the derivative is an expectation of gradients (Kingma and Welling 2014
 
     s_u(K) = K_u / 2 E[ sum_{i in u} e_i dL / dy_i ],
 
-here over pairs of opposite noise z and -z, which cancels the part that is linear in the noise.
+here over pairs of opposite noise z and -z, which cancels the part that is linear in the noise. Of the same backward
+pass are the slopes dL / dc in the bias corrections that are at work.
 """
 
 from __future__ import annotations
@@ -111,7 +112,23 @@ def clean_values(model: nn.Module, task: Task, judged: Judged) -> FloatArray:
     return found
 
 
-def batch_sensitivity(
+@dataclass(frozen=True)
+class Slopes:
+    """How the loss of a batch under noise answers to K and to bias corrections, weighted as its examples count.
+
+    Parameters
+    ----------
+    sensitivity : (channels,)
+        Sum over the examples of the local sensitivities s_u.
+    corrections : site name -> (channels,)
+        Sum over the examples of dL / dc, of every site that has corrections.
+    """
+
+    sensitivity: FloatArray
+    corrections: dict[str, FloatArray]
+
+
+def batch_slopes(
     model: nn.Module,
     task: Task,
     judged: Judged,
@@ -120,8 +137,8 @@ def batch_sensitivity(
     seed: int,
     signs: Sequence[float] = (1.0, -1.0),
     layouts: SiteLayouts | None = None,
-) -> FloatArray:
-    """Sum over a batch of the local sensitivities, weighted as its examples count, (channels,).
+) -> Slopes:
+    """Slopes of a batch's loss under noise at a K map.
 
     Parameters
     ----------
@@ -141,20 +158,28 @@ def batch_sensitivity(
         name: torch.from_numpy(np.broadcast_to(kmap.repetitions[name], (channels,)).astype(np.float64))
         for name, channels in slots.channels.items()
     }
-    log_k = {name: k.log().to(model_device(model)).requires_grad_() for name, k in repetitions.items()}
-    total = np.zeros(slots.total)
+    device = model_device(model)
+    log_k = {name: k.log().to(device).requires_grad_() for name, k in repetitions.items()}
+    biases = {
+        name: torch.tensor(correction, device=device).requires_grad_()
+        for name, correction in kmap.bias_corrections.items()
+    }
+    found = Slopes(np.zeros(slots.total), {name: np.zeros(len(bias)) for name, bias in biases.items()})
     for sign in signs:
         with torch.enable_grad():
-            sites = SiteNoise.digital(kmap)
+            sites = SiteNoise.digital(kmap.digital, biases)
             for name, log in log_k.items():
-                bias = kmap.bias_corrections.get(name)
-                sites[name] = SiteNoise.of(kmap.hardware, log.exp(), kmap.ranges[name], bias)
-            injector = NoiseInjector(sites, seed, model_device(model), sign, layouts or {})
+                sites[name] = SiteNoise.of(kmap.hardware, log.exp(), kmap.ranges[name], biases.get(name))
+            injector = NoiseInjector(sites, seed, device, sign, layouts or {})
             with intercept(model, injector if layouts is None else injector.at(judged.batch)):
                 output = task.output(model, judged.batch)
             loss = (task.loss(output, judged.reference) * judged.weight).sum()
-            gradients = torch.autograd.grad(loss, list(log_k.values()), allow_unused=True)
-        for name, gradient in zip(log_k, gradients, strict=True):
-            if gradient is not None:
-                total[slots.of(name)] -= (repetitions[name] * gradient.cpu()).numpy() / len(signs)
-    return total
+            gradients = torch.autograd.grad(loss, [*log_k.values(), *biases.values()], allow_unused=True)
+        values = [None if gradient is None else gradient.cpu().numpy() / len(signs) for gradient in gradients]
+        for name, value in zip(log_k, values[: len(log_k)], strict=True):
+            if value is not None:
+                found.sensitivity[slots.of(name)] -= repetitions[name].numpy() * value
+        for name, value in zip(biases, values[len(log_k) :], strict=True):
+            if value is not None:
+                found.corrections[name] += value
+    return found

@@ -4,9 +4,12 @@ A few steps of `precalloc.network.descent` on E[L(K)] within the budget, each on
 gradients through re-parametrised noise (`precalloc.network.operating_point`). Where noise is strong the loss is no sum
 of s_u / K_u: channels act together on the mean of what follows, so only short steps from K to K are to be trusted.
 
-Where the start is compensated (`precalloc.network.compensation`) its corrections stay as they are, and K moves to what
-suits them. To estimate corrections anew at every K on the way would be dear, and gains nothing. The comparison at the
-end sees the start without them as well, so that `compensate` need not look whether they help.
+Where the start is compensated (`precalloc.network.compensation`) K moves to what suits its corrections, and they to
+what they are worth: each site's are scaled as a whole, by the gradients of the same steps. A mean shift is not always
+damage (where it only tempers the outputs, to undo it does harm), and some want more than their mean. Scales are few, so
+that a few steps can tell; single channels' corrections are too many for them. To estimate corrections anew at every K
+on the way would be dear, and gains nothing. The comparison at the end sees the start with its corrections scaled, and
+without them, as well, so that `compensate` need not look whether they help.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +36,16 @@ from precalloc.network.criteria import LossFn, MetricFn
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.data import Data, as_data, data_hash
 from precalloc.network.data_parts import first
-from precalloc.network.descent import LogDescent, Schedule
+from precalloc.network.descent import LogDescent, ScaleDescent, Schedule
 from precalloc.network.forward import ForwardFn
 from precalloc.network.models import model_hash
-from precalloc.network.operating_point import References, batch_sensitivity
+from precalloc.network.operating_point import References, Slopes, batch_slopes
 from precalloc.network.preparation import Prepared, TaskChoices, prepared
 from precalloc.network.splitting import hold_out
 from precalloc.network.state import derived_seed
 from precalloc.network.tasks import Task
 from precalloc.objective import Granularity, Objective, with_damage
-from precalloc.profiles import FloatArray, Profile
+from precalloc.profiles import Profile
 from precalloc.progress import Progress, silent
 from precalloc.refinements import REFINED, Refinement
 
@@ -51,6 +55,8 @@ _LEAST_STEPS = 4
 # Steps, and the length of the first in log K, by whether corrections are at work: ever shorter, they reach a factor of
 # four with them and of 26 without, where K alone bears the shift of means and has farther to go.
 _SCHEDULES = {True: Schedule(24, 0.12), False: Schedule(40, 0.16)}
+# Length of the first step of the scales of corrections: 24 reach 1.8 to either side of one.
+_SCALE_LENGTH = 0.15
 _CHECK_EXAMPLES = 256
 
 
@@ -73,10 +79,11 @@ def refine(
     progress: Progress = silent,
     checkpoint: Path | None = None,
 ) -> Allocation:
-    """Refine an allocation at the noise that it has, within the same energy.
+    """Refine an allocation at the noise that it has, within the same energy: its K and the scales of its corrections.
 
     Two thirds of the calibration data serve the steps, one third (at most 256 examples) the comparison of the result
-    with the start under the same noise and, where that is compensated, with the start without its corrections.
+    with the start under the same noise and, where that is compensated, with the start with its corrections scaled and
+    with none.
 
     Parameters
     ----------
@@ -106,8 +113,9 @@ def refine(
     Returns
     -------
     Allocation
-        The refined one where its loss is lower and its score not surely worse, else the start, without corrections
-        where these raise its loss, and a note that says so; ``refinement`` says what was seen, with intervals.
+        The refined one where its loss is lower and its score not surely worse, else the start, with its corrections
+        scaled or left out where that lowers its loss, and a note that says so; ``refinement`` says what was seen, with
+        intervals.
         Objective, bound and multiplier of a refined one are of the damages for which its K are optimal.
 
     Raises
@@ -133,28 +141,34 @@ def refine(
         keeper = Checkpoint(checkpoint, identity)
         with keeper.running(descent.state, descent.restore):
             descent.go(progress, keeper)
-        refined = descent.allocation()
-        plans, checked = [allocation, refined], first(held_out, _CHECK_EXAMPLES)
-        if allocation.bias_corrections:
-            plans.append(allocation.with_bias_corrections({}, allocation.uniform.bias_corrections))
+        plans, checked = descent.plans(), first(held_out, _CHECK_EXAMPLES)
         seeds = [derived_seed(seed, _CHECK, draw) for draw in range(draws)]
         seen = Comparison.of(ready, checked, [plan.kmap() for plan in plans], seeds, batch_size)
     return _best(plans, seen, schedule.steps)
 
 
 def _best(plans: Sequence[Allocation], seen: Comparison, steps: int) -> Allocation:
-    """Choose among a start, what was refined from it and, if there is a third, the start without its corrections."""
-    start, refined = 0, 1
-    if len(plans) > 2 and not seen.gain(start, over=2)[0] >= 0.0:  # nor for NaN
-        start = 2
+    """Choose among the plans of `_Descent.plans`: the best start, or what was refined where it is better."""
+    refined, losses = 1, [seen.mean_loss(place) for place in range(len(plans))]
+    starts = [place for place in range(len(plans)) if place != refined and not np.isnan(losses[place])]
+    start = min(starts, key=losses.__getitem__, default=len(plans) - 1 if len(plans) > 2 else 0)
     gain, score_gain = seen.gain(refined, over=start), seen.score_gain(refined, over=start)
     kept = gain[0] > 0.0 and not score_gain[2] < 0.0
     draws, examples = seen.loss.shape[1:]
     found = Refinement(kept, *gain, *score_gain, steps=steps, examples=examples, draws=draws)
     best = plans[refined if kept else start]
-    if start == 2 and not kept:
-        best = best.with_notes(left_out("allocated", seen.mean_loss(2), seen.mean_loss(0)))
+    if start and not kept:
+        note = _scaled if start == 2 else partial(left_out, "allocated")
+        best = best.with_notes(note(losses[start], losses[0]))
     return replace(best, refinement=found)
+
+
+def _scaled(after: float, before: float) -> str:
+    """Say that corrections alone were refined: the loss under noise with them scaled and before."""
+    return (
+        "The bias corrections of the allocated K map are scaled, each site's by what they were seen to be worth: the "
+        f"loss under noise on held-out calibration data fell from {before:.4g} to {after:.4g}."
+    )
 
 
 def _require_same(model: nn.Module, data: Data, profile: Profile, allocation: Allocation) -> None:
@@ -191,6 +205,7 @@ class _Descent:
         allocator = Allocator.of(profile, start.hardware, start.granularity, choices=choices)
         self._objective = allocator.objective
         self._place = LogDescent(allocator.problem, start.budget_joule, start.repetitions, effort.schedule)
+        self._scales = ScaleDescent(start.bias_corrections, replace(effort.schedule, length=_SCALE_LENGTH))
 
     def go(self, progress: Progress, keeper: Checkpoint) -> None:
         """Take the steps that are not done yet."""
@@ -198,21 +213,28 @@ class _Descent:
             self._data.batches(self._effort.step_examples) for _ in itertools.repeat(None)
         )
         for batch in itertools.islice(passes, self._place.done, self._effort.schedule.steps):
-            mean = self._mean_sensitivity(batch, derived_seed(self._effort.seed, _DESCENT, self._place.done))
-            self._place.step(self._slots.sum_sites(mean) if self._is_layer else mean)
-            keeper.offer(self._place.state)
+            mean = self._mean_slopes(batch, derived_seed(self._effort.seed, _DESCENT, self._place.done))
+            self._place.step(self._slots.sum_sites(mean.sensitivity) if self._is_layer else mean.sensitivity)
+            self._scales.step(mean.corrections)
+            keeper.offer(self.state)
             progress(self._place.done, self._effort.schedule.steps, "refining")
 
-    def _mean_sensitivity(self, batch: Batch, seed: int) -> FloatArray:
-        """Mean over a step's examples of the local sensitivities under one draw of noise, (channels,)."""
-        ready, total, weight = self._ready, np.zeros(self._slots.total), 0.0
-        for part in batch.split(self._batch_size):
-            judged = self._references.of(part)
-            total += batch_sensitivity(
-                ready.model, ready.task, judged, self._kmap(), self._slots, seed, (1.0,), ready.layouts
-            )
-            weight += float(judged.weight.sum())
-        return total / weight
+    def _mean_slopes(self, batch: Batch, seed: int) -> Slopes:
+        """Means over a step's examples under one draw of noise."""
+        ready, kmap = self._ready, self._kmap()
+        judged = [self._references.of(part) for part in batch.split(self._batch_size)]
+        parts = [
+            batch_slopes(ready.model, ready.task, each, kmap, self._slots, seed, (1.0,), ready.layouts)
+            for each in judged
+        ]
+        weight = sum(float(each.weight.sum()) for each in judged)
+        return Slopes(
+            np.sum([part.sensitivity for part in parts], axis=0) / weight,
+            {
+                site: np.sum([part.corrections[site] for part in parts], axis=0) / weight
+                for site in kmap.bias_corrections
+            },
+        )
 
     @property
     def _is_layer(self) -> bool:
@@ -221,9 +243,20 @@ class _Descent:
     def _kmap(self) -> KMap:
         units, k = self._objective.site_of_unit, self._place.k
         by_site = {site.name: k[units == index] for index, site in enumerate(self._profile.sites)}
-        return replace(self._start.kmap(), repetitions=by_site)
+        return replace(self._start.kmap().compensated(self._scales.corrections), repetitions=by_site)
 
-    def allocation(self) -> Allocation:
+    def plans(self) -> list[Allocation]:
+        """What is to be compared: the start and what was refined from it.
+
+        Where the start is compensated, also the start with its corrections scaled, and without any.
+        """
+        start, beside = self._start, self._start.uniform.bias_corrections
+        found = [start, self._refined()]
+        if start.bias_corrections:
+            found += [start.with_bias_corrections(each, beside) for each in (self._scales.corrections, {})]
+        return found
+
+    def _refined(self) -> Allocation:
         """Allocate the start's energy by the damages for which the K that was reached is optimal."""
         start, k = self._start, self._place.k
         damage = self._place.optimal_damage(least=float(np.sum(self._objective.damage / k)))
@@ -237,12 +270,16 @@ class _Descent:
         found = replace(
             found, request=start.request, max_drop=start.max_drop, choices=start.choices, digital=start.digital
         )
-        return found.with_bias_corrections(start.bias_corrections, start.uniform.bias_corrections)
+        return found.with_bias_corrections(self._scales.corrections, start.uniform.bias_corrections)
 
     def state(self) -> Arrays:
         """Where the steps have led."""
-        return self._place.state()
+        k, scales = self._place.state(), self._scales.state()
+        return {f"k/{name}": value for name, value in k.items()} | {f"scales/{n}": value for n, value in scales.items()}
 
     def restore(self, arrays: Arrays) -> None:
         """Go on after the finished steps."""
-        self._place.restore(arrays)
+        self._place.restore({name.removeprefix("k/"): arrays[name] for name in arrays if name.startswith("k/")})
+        self._scales.restore(
+            {name.removeprefix("scales/"): arrays[name] for name in arrays if name.startswith("scales/")}
+        )

@@ -229,6 +229,24 @@ def test_corrections_that_raise_the_loss_are_left_out_and_the_allocation_says_so
     assert not compensate(model, data, found.kmap(), batch_size=12).bias_corrections
 
 
+@pytest.mark.parametrize(("kinds", "unchecked"), [((THERMAL, SHOT), 64), (KINDS, 128)])
+def test_half_the_examples_serve_corrections_that_refinement_scales(kinds, unchecked):
+    """Those of the uniform map stay as they are, and errors of weights need every device that there is."""
+    x = normal(5, 200, 2, 5, 5)
+    model = centred(Separable(), x)
+    found, totals = allocate(profile(model, x, chip(kinds), margins=0), "3x"), []
+
+    def note(done, total, _):
+        if done == total:
+            totals.append(total // 2)
+
+    for plan, check in ((found, True), (found, False), (found.kmap(), True), (found.kmap(), False)):
+        compensate(model, x, plan, check=check, progress=note)
+    assert totals == [128, 128, unchecked, 128, 128, unchecked]
+    compensate(model, x, found.kmap(), check=False, examples=100, progress=note)
+    assert totals[-1] == 100
+
+
 def test_a_site_that_is_called_twice_has_one_correction():
     model, x = initialised(SharedLayer(), 1, 2.0), normal(2, 64, 6)
     kmap = uniform_map(model, x, 2, (SHOT,))

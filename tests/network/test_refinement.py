@@ -31,9 +31,9 @@ from precalloc.network.comparison import Comparison
 from precalloc.network.criteria import Regression
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.data import as_data
-from precalloc.network.descent import LogDescent, Schedule
+from precalloc.network.descent import LogDescent, ScaleDescent, Schedule
 from precalloc.network.noise import NoiseInjector
-from precalloc.network.operating_point import Judged, batch_sensitivity, noisy_values
+from precalloc.network.operating_point import Judged, batch_slopes, noisy_values
 from precalloc.network.preparation import TaskChoices, prepared
 from precalloc.network.splitting import hold_out
 from precalloc.network.tasks import Task
@@ -73,7 +73,7 @@ def test_weak_noise_has_the_damage_of_linear_softmax(kind):
     damage = np.array([Objective.of(p, chip, Granularity.CHANNEL).damage for p in profiles])
     kmap, slots = with_k(profiles[0], 3000.0, chip), slots_of(profiles[0])
     judged = Judged.of(model, Task(), Batch({"x": x}, None))
-    local = np.array([batch_sensitivity(model, Task(), judged, kmap, slots, seed) / 200 for seed in range(300)])
+    local = np.array([batch_slopes(model, Task(), judged, kmap, slots, seed).sensitivity / 200 for seed in range(300)])
     error = np.hypot(local.std(0) / len(local) ** 0.5, damage.std(0) / len(damage) ** 0.5)
     assert np.all(error < 0.1 * damage.mean(0)), "the comparison would say nothing"
     assert np.all(np.abs(local.mean(0) - damage.mean(0)) < Z * error)
@@ -88,7 +88,7 @@ def test_local_sensitivity_is_the_slope_of_the_noisy_loss(name, kind):
     found, chip = profile(model, x, hardware(KINDS), margins=0), hardware((kind,))
     slots, judged, step = slots_of(found), Judged.of(model, Task(), Batch({"x": x}, None)), 1e-5
     kmap = with_k(found, 0.7, chip)
-    local = slots.sum_sites(batch_sensitivity(model, Task(), judged, kmap, slots, seed=5))
+    local = slots.sum_sites(batch_slopes(model, Task(), judged, kmap, slots, seed=5).sensitivity)
 
     def loss(site, k):
         moved = dataclasses.replace(kmap, repetitions=kmap.repetitions | {site: np.array([k])})
@@ -97,6 +97,35 @@ def test_local_sensitivity_is_the_slope_of_the_noisy_loss(name, kind):
     for index, site in enumerate(found.sites):
         slope = (loss(site.name, 0.7 * np.exp(step)) - loss(site.name, 0.7 * np.exp(-step))) / (2 * step)
         np.testing.assert_allclose(local[index], -0.7 * slope, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_slopes_in_corrections_are_those_of_the_noisy_loss(kind):
+    """Of analog sites and digital ones, by differences in double precision under the same noise."""
+    model, x = initialised(ConvNet(), seed=1, scale=1.5).double(), normal(2, 24, 2, 6, 6).double()
+    found, chip = profile(model, x, hardware(KINDS), margins=0), hardware((kind,))
+    slots, judged, step = slots_of(found), Judged.of(model, Task(), Batch({"x": x}, None)), 1e-5
+    first, *others = (site.name for site in found.sites)
+    kmap = with_k(found, 0.7, chip)
+    analog = {name: kmap.repetitions[name] for name in others}
+    channels = slots.channels
+    kmap = dataclasses.replace(kmap, repetitions=analog, digital=(first,))
+    rng = np.random.default_rng(6)
+    corrections = {name: 0.1 * rng.normal(size=channels[name]) for name in (first, others[-1])}
+    slots = ChannelSlots.of_sites({name: channels[name] for name in others})
+    slopes = batch_slopes(model, Task(), judged, kmap.compensated(corrections), slots, seed=5).corrections
+    assert slopes.keys() == corrections.keys()
+
+    def loss(site, place, move):
+        moved = corrections[site] + move * (np.arange(channels[site]) == place)
+        at = kmap.compensated(corrections | {site: moved})
+        return sum(graph_loss(model, judged, at, sign) for sign in (1.0, -1.0)) / 2
+
+    for site, found_slopes in slopes.items():
+        assert np.abs(found_slopes).max() > 1e-3
+        for place, slope in enumerate(found_slopes):
+            seen = (loss(site, place, step) - loss(site, place, -step)) / (2 * step)
+            np.testing.assert_allclose(slope, seen, rtol=1e-4, atol=1e-7)
 
 
 def graph_loss(model, judged, kmap, sign):
@@ -156,11 +185,14 @@ def test_labels_and_other_losses(task):
     assert np.isnan(refined.refinement.score_gain) == (task == "regression")
 
 
-def test_an_interrupted_refinement_goes_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("compensated", [False, True])
+def test_an_interrupted_refinement_goes_on_bit_for_bit(compensated, tmp_path):
     model, x = initialised(Pooled(), seed=2), normal(3, 240, 1, 68)
-    chip = hardware(KINDS)
+    chip = dataclasses.replace(hardware(KINDS), digital_biases=True)
     found = profile(model, x, chip, margins=0)
     start, kept = allocate(found, "3x", hardware=chip, granularity="channel"), tmp_path / "kept"
+    if compensated:
+        start = compensate(model, x, start, check=False)
     whole = refine(model, x, found, start, steps=10)
 
     def stop(done, *_):
@@ -177,6 +209,8 @@ def test_an_interrupted_refinement_goes_on_bit_for_bit(tmp_path):
     assert not kept.exists()
     assert np.array_equal(resumed.repetitions, whole.repetitions)
     assert resumed.refinement == whole.refinement
+    assert resumed.bias_corrections.keys() == whole.bias_corrections.keys() == start.bias_corrections.keys()
+    assert all(np.array_equal(resumed.bias_corrections[name], c) for name, c in whole.bias_corrections.items())
 
 
 def test_data_model_and_allocation_must_be_the_profiles():
@@ -217,6 +251,63 @@ def test_descent_reaches_the_optimum_of_separable_damage_within_bounds_and_ties(
     np.testing.assert_allclose(descent.optimal_damage(0.0), multiplier * cost * descent.k**2 / 20.0, rtol=0.1)
 
 
+def test_scales_reach_what_corrections_are_worth():
+    """Loss sum_l |t_l - a_l c_l|^2 / 2, of which noise blurs the slopes: a_l = t_l . c_l / |c_l|^2."""
+    rng = np.random.default_rng(8)
+    corrections = {"first": rng.normal(size=5), "second": rng.normal(size=3)}
+    wanted = {"first": 1.6 * corrections["first"], "second": -0.4 * corrections["second"]}
+    descent = ScaleDescent(corrections, Schedule(400, 0.1))
+    for _ in range(400):
+        at = descent.corrections
+        descent.step({site: at[site] - wanted[site] + 0.1 * rng.normal(size=len(at[site])) for site in at})
+    np.testing.assert_allclose(descent.scales, [1.6, -0.4], atol=0.05)
+    assert all(
+        np.array_equal(descent.corrections[site], a * corrections[site])
+        for a, site in zip(descent.scales, at, strict=True)
+    )
+
+
+class Shifted(nn.Module):
+    """One site, whose noise shifts the mean behind a rectifier that is mostly off."""
+
+    def __init__(self):
+        super().__init__()
+        self.filters = nn.Conv1d(1, 6, 5)
+
+    def forward(self, x):
+        return self.filters(x).mean(2)
+
+
+@pytest.mark.parametrize("factor", [0.0, 2.5])
+def test_corrections_are_scaled_where_k_has_nowhere_to_go(factor):
+    """Corrections by hand of an output that has no shift: best at a scale of nought, or as the target is moved."""
+    model, x, fresh = initialised(Shifted(), seed=2), normal(3, 300, 1, 20), normal(4, 300, 1, 20)
+    chip = dataclasses.replace(hardware((THERMAL,), levels={THERMAL: 0.02}), digital_biases=True)
+    correction = {"filters": np.array([0.2, -0.1, 0.3, 0.1, -0.2, 0.15])}
+    moved = model(x).detach() + factor * torch.tensor(correction["filters"], dtype=torch.float32)
+    data = {"x": x, "y": moved}
+    found = profile(model, data, chip, margins=0)
+    start = allocate(found, "4x", hardware=chip).with_bias_corrections(correction, {})
+    refined = refine(model, data, found, start, steps=40)
+    assert not refined.refinement.kept
+    assert refined.by_site == start.by_site
+    if factor == 0.0:
+        assert "bias corrections raised the loss" in refined.notes[0]
+        assert not refined.bias_corrections
+    else:
+        assert "each site's by what they were seen to be worth" in refined.notes[0]
+        scale = refined.bias_corrections["filters"] / correction["filters"]
+        np.testing.assert_allclose(scale, scale[0])
+        assert 2.0 < scale[0] < 3.0
+    wanted = model(fresh).detach() + factor * torch.tensor(correction["filters"], dtype=torch.float32)
+    task, judged = Task(Regression()), Judged(Batch({"x": fresh}, None), wanted, torch.ones(300))
+    before, after = (
+        np.mean(noisy_values(model, task, judged, NoiseInjector.of(plan.kmap(), 7, CPU))[0])
+        for plan in (start, refined)
+    )
+    assert after < before
+
+
 def test_a_compensated_start_is_refined_with_its_corrections_at_work():
     model, x, fresh = initialised(Pooled(), seed=2), normal(3, 480, 1, 68), normal(4, 300, 1, 68)
     chip = dataclasses.replace(hardware((THERMAL,), levels={THERMAL: 0.2}), digital_biases=True)
@@ -228,7 +319,10 @@ def test_a_compensated_start_is_refined_with_its_corrections_at_work():
     assert refined.refinement.kept
     assert refined.refinement.steps == 24
     assert refined.bias_corrections.keys() == start.bias_corrections.keys()
-    assert all(np.array_equal(refined.bias_corrections[name], c) for name, c in start.bias_corrections.items())
+    assert not refined.notes
+    for name, correction in start.bias_corrections.items():
+        scale = (refined.bias_corrections[name] @ correction) / (correction @ correction)
+        np.testing.assert_allclose(refined.bias_corrections[name], scale * correction)
     task, judged = Task(Regression()), Judged(Batch({"x": fresh}, None), model(fresh).detach(), torch.ones(300))
     before, after = (
         [noisy_values(model, task, judged, NoiseInjector.of(plan.kmap(), seed, CPU))[0].mean() for seed in range(40)]

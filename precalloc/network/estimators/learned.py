@@ -37,7 +37,7 @@ from precalloc.network.checkpoints import Arrays, Checkpoint
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.data import Data
 from precalloc.network.descent import on_budget
-from precalloc.network.operating_point import References, batch_sensitivity
+from precalloc.network.operating_point import References, batch_slopes
 from precalloc.network.state import derived_seed
 from precalloc.network.tasks import Task
 from precalloc.objective import Granularity, Objective, parse_granularity, with_damage
@@ -145,7 +145,7 @@ class _Learning:
         for batch in itertools.islice(passes, self.done, self._options.steps):
             judged = self._references.of(batch)
             seed = derived_seed(self._seed, _LEARNING, self.done)
-            total = batch_sensitivity(self._model, self._task, judged, self._kmap(), self._slots, seed, (1.0,))
+            total = batch_slopes(self._model, self._task, judged, self._kmap(), self._slots, seed, (1.0,)).sensitivity
             self._step(total / float(judged.weight.sum()))
             self.done += 1
             keeper.offer(self.state)
