@@ -51,9 +51,10 @@ from precalloc.progress import Progress, silent
 
 # Passes of random numbers that no simulation of the same seed sees again: corrections must not know its devices.
 _ESTIMATION, _CHECK = 101, 102
-# Averages move on from step to step, and so do devices, so that steps are shorter where weights have errors. A step has
-# so many examples, or fewer where a product of theirs would have more values: that bounds the memory whatever batch
-# size is asked for, and does not change with it.
+# Averages move on from step to step, and so do devices, so that steps are shorter where weights have errors. The check
+# needs no more devices: what corrections change goes with the example, hardly with the device. A step has so many
+# examples, or fewer where a product of theirs would have more values: that bounds the memory whatever batch size is
+# asked for, and does not change with it.
 _STEP, _DEVICE_STEP, _STEP_VALUES = 32, 8, 2**26
 # By default, here and where predictions are calibrated for compensated K maps.
 DRAWS, EXAMPLES = 2, 128
@@ -234,9 +235,9 @@ class _Sweep:
 
     def __init__(self, ready: Prepared, data: Data, kmap: KMap, effort: Effort) -> None:
         self._model, self._task, self._data, self._kmap, self._effort = ready.model, ready.task, data, kmap, effort
-        wanted = _DEVICE_STEP if NoiseKind.WEIGHT in kmap.hardware.kinds else _STEP
-        self._step = min(wanted, max(1, _STEP_VALUES // ready.values))
-        self._keeps = ready.keeps_noise(self._step)
+        self._checked = min(_STEP, max(1, _STEP_VALUES // ready.values))
+        self._step = min(_DEVICE_STEP, self._checked) if NoiseKind.WEIGHT in kmap.hardware.kinds else self._checked
+        self._keeps = ready.keeps_noise(self._checked)
         self._shifts = ShiftAverages()
         self._settled: Arrays = {"done": np.array(0), "weight": np.array(0.0)}
 
@@ -263,7 +264,7 @@ class _Sweep:
     def losses(self, kmaps: tuple[KMap, KMap]) -> tuple[float, float]:
         """Mean loss under one draw of noise, the same for both K maps, which differ in bias corrections alone."""
         totals, weight, references = [0.0, 0.0], 0.0, References(self._model, self._task)
-        for index, batch in enumerate(self._data.batches(self._step)):
+        for index, batch in enumerate(self._data.batches(self._checked)):
             judged = references.of(batch)
             injector = None
             for place, kmap in enumerate(kmaps):
