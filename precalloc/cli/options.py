@@ -57,7 +57,7 @@ EstimatorName = Annotated[
 Refine = Annotated[
     bool | None,
     typer.Option(
-        help="Improve K under its own noise; by default where MODEL and --data are given, nothing is compensated and "
+        help="Improve K and bias corrections under their own noise; by default where MODEL and --data are given and "
         "not all noise is of weights."
     ),
 ]

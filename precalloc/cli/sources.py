@@ -80,11 +80,11 @@ class Source:
         return hardware.digital_biases if self.compensate is None else self.compensate
 
     def refines(self, hardware: Hardware, calibration: object | None) -> bool:
-        """Whether K is to be improved under its own noise: without corrections, mean shifts are damage of K alone.
+        """Whether K, and corrections with it, are to be improved under their own noise.
 
         Where nobody asked for it, not on a handful of examples, and not where weight errors are all the noise.
         """
-        if self.refine is not None or calibration is None or self.compensates(hardware):
+        if self.refine is not None or calibration is None:
             return bool(self.refine)
         from precalloc.network.data import as_data
         from precalloc.refinements import is_promising

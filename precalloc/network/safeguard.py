@@ -97,22 +97,20 @@ def safeguard(
             duel.go(progress, keeper)
     seen = f"simulated on {used.examples} held-out calibration examples with {draws} noise draws"
     lost = duel.lost_to_uniform()
+    remedy = "a larger budget" if allocation.refinement else "a larger budget, or refinement (--refine),"
     if lost is None:
-        return allocation.with_notes(*_interaction_notes(duel.increase(0), allocation.objective, seen))
+        return allocation.with_notes(*_interaction_notes(duel.increase(0), allocation.objective, seen, remedy))
     return _uniform_instead(profile, allocation).with_notes(
         f"Uniform K is kept: {seen}, the allocation was worse in {lost}.",
-        *_interaction_notes(duel.increase(1), allocation.uniform.damage, seen),
+        *_interaction_notes(duel.increase(1), allocation.uniform.damage, seen, remedy),
     )
 
 
-def _interaction_notes(increase: tuple[float, float, float], damage: float, seen: str) -> list[str]:
+def _interaction_notes(increase: tuple[float, float, float], damage: float, seen: str, remedy: str) -> list[str]:
     """Say so where the simulated increase of the loss is far from the sum of the sites' damages."""
     mean, low, high = increase
     if low > LARGEST_FACTOR * damage:
-        consequence = (
-            "noise is too strong for the sum: a larger budget, or refinement ('precalloc allocate --refine'), brings K "
-            "closer to the best"
-        )
+        consequence = f"noise is too strong for the sum: {remedy} brings K closer to the best"
     elif high < damage / LARGEST_FACTOR:
         consequence = "the sum exaggerates what noise does here"
     else:

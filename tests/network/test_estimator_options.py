@@ -67,13 +67,18 @@ def test_learning_is_for_the_budget_and_the_granularity(files, command, monkeypa
     assert choose_estimator(*asked[0]) == Learned("2x", "channel")
 
 
-def test_allocate_says_what_refinement_won_and_refines_by_itself_where_nothing_is_compensated(files):
-    result = run("allocate", files, "--out", files / "out", "--budget", "2x", "--no-compensate")
+@pytest.mark.parametrize(("compensation", "steps"), [("--compensate", 24), ("--no-compensate", 40)])
+def test_allocate_refines_by_itself_and_says_what_that_won(files, compensation, steps):
+    result = run("allocate", files, "--out", files / "out", "--budget", "2x", compensation)
     assert result.exit_code == 0, result.output
-    assert "held-out calibration examples" in (files / "out" / "report.md").read_text()
-    result = run("allocate", files, "--out", files / "plain", "--budget", "2x", "--no-compensate", "--no-refine")
+    report = (files / "out" / "report.md").read_text()
+    assert "held-out calibration examples" in report
+    assert f"{steps} steps" in report
+    result = run("allocate", files, "--out", files / "plain", "--budget", "2x", compensation, "--no-refine")
     assert result.exit_code == 0, result.output
-    assert "held-out calibration examples" not in (files / "plain" / "report.md").read_text()
+    report = (files / "plain" / "report.md").read_text()
+    assert f"{steps} steps" not in report
+    assert "efined" not in report
     record = json.loads((files / "out" / "kmap.json").read_text())
     assert record["energy_joule"] <= record["budget_joule"] * (1 + 1e-9)
 
