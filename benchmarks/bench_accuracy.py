@@ -1,11 +1,12 @@
 """Accuracy at equal energy: uniform K against precalloc's per layer and per channel, simulated on evaluation data.
 
 Prints one row a K map: drop against the clean network in points with its 95 % interval (examples and noise draws), and
-the seconds that choosing took. K is chosen on the calibration data alone, and evaluation examples that are in it too
-are left out. Needs the fixtures (CIFAR-10 ResNet20 and keyword-spotting DS-CNN, trained, with their data), by default
-in ``../shared/fixtures`` beside the repository:
+the seconds that choosing took. As ``precalloc allocate`` does, K maps are compensated and, where noise is not of
+weights alone, refined; those of curvature alone stand beside them. K is chosen on the calibration data alone, and
+evaluation examples that are in it too are left out. Needs the fixtures (CIFAR-10 ResNet20 and keyword-spotting DS-CNN,
+trained, with their data), by default in ``../shared/fixtures`` beside the repository:
 
-    python -m benchmarks.bench_accuracy [--fixtures DIR] [--network NAME] [--seeds N] [--refine]
+    python -m benchmarks.bench_accuracy [--fixtures DIR] [--network NAME] [--seeds N]
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from precalloc.network.data import Data
 from precalloc.network.data_files import load_data
 from precalloc.network.models import load_model
 from precalloc.network.overlap import unseen
+from precalloc.refinements import is_promising
 
 CASES = (
     ("cifar10-resnet20", "homodyne-1550nm", "15x"),
@@ -40,10 +42,10 @@ CASES = (
 Plan = tuple[str, Allocation | KMap, float | None]
 
 
-def plans(model: nn.Module, calibration: Data, preset: str, budget: str, refine: bool) -> Iterator[Plan]:
+def plans(model: nn.Module, calibration: Data, preset: str, budget: str) -> Iterator[Plan]:
     """Every K map of a case with its name and the seconds that choosing it took (None for uniform K)."""
-    start = time.perf_counter()
-    profile = precalloc.profile(model, calibration, precalloc.Hardware.load(preset))
+    start, hardware = time.perf_counter(), precalloc.Hardware.load(preset)
+    profile, refines = precalloc.profile(model, calibration, hardware), is_promising(hardware)
     profiled = time.perf_counter() - start
     for granularity in ("layer", "channel"):
         start = time.perf_counter() - profiled
@@ -53,27 +55,22 @@ def plans(model: nn.Module, calibration: Data, preset: str, budget: str, refine:
             yield "uniform", found.uniform_kmap(), None
         yield granularity, found, plain
         start = time.perf_counter() - plain
-        compensated = precalloc.compensate(model, calibration, found, draws=8, examples=512)
+        compensated = precalloc.compensate(model, calibration, found, check=not refines)
+        chosen = precalloc.refine(model, calibration, profile, compensated) if refines else compensated
         seconds = time.perf_counter() - start
         if granularity == "layer":
             yield "uniform, compensated", compensated.uniform_kmap(), None
-        yield f"{granularity}, compensated", compensated, seconds
-        if refine:
-            start = time.perf_counter() - seconds
-            refined = precalloc.refine(model, calibration, profile, compensated)
-            yield f"{granularity}, compensated, refined", refined, time.perf_counter() - start
+        yield f"{granularity}, compensated{', refined' if refines else ''}", chosen, seconds
 
 
-def rows(
-    fixtures: Path, fixture: str, preset: str, budget: str, arguments: argparse.Namespace
-) -> Iterator[tuple[str, ...]]:
+def rows(fixtures: Path, fixture: str, preset: str, budget: str, seeds: int) -> Iterator[tuple[str, ...]]:
     """Simulate one case."""
     spec = fixtures / fixture
     model = load_model(f"{spec / 'model.py'}:build")
     calibration = load_data(str(spec / "calib.npz"))
     evaluation = unseen(load_data(str(spec / "eval.npz")), calibration)
-    for name, plan, seconds in plans(model, calibration, preset, budget, arguments.refine):
-        simulated = precalloc.validate(model, evaluation, plan, seeds=arguments.seeds)
+    for name, plan, seconds in plans(model, calibration, preset, budget):
+        simulated = precalloc.validate(model, evaluation, plan, seeds=seeds)
         drop = f"{100 * simulated.drop:.1f} [{100 * simulated.drop_low:.1f}, {100 * simulated.drop_high:.1f}]"
         yield fixture, preset, budget, name, drop, "" if seconds is None else f"{seconds:.1f}"
 
@@ -84,7 +81,6 @@ def main() -> None:
     parser.add_argument("--fixtures", type=Path, default=DEFAULT_FIXTURES)
     parser.add_argument("--network", choices=sorted({case[0] for case in CASES}), help="this one alone")
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--refine", action="store_true", help="refined K maps as well, which take longer to choose")
     arguments = parser.parse_args()
     if not arguments.fixtures.is_dir():
         print(f"Skipped: no fixtures in {arguments.fixtures}; give their folder with --fixtures.")
@@ -94,7 +90,7 @@ def main() -> None:
         table.add_column(column, no_wrap=True)
     cases = [case for case in CASES if arguments.network in (None, case[0])]
     for case in track(cases, console=Console(stderr=True)):
-        for row in rows(arguments.fixtures, *case, arguments):
+        for row in rows(arguments.fixtures, *case, arguments.seeds):
             table.add_row(*row)
             print(" | ".join(row), flush=True)  # long runs show what they have
     Console(width=130).print(table)

@@ -5,11 +5,11 @@ gradients through re-parametrised noise (`precalloc.network.operating_point`). W
 of s_u / K_u: channels act together on the mean of what follows, so only short steps from K to K are to be trusted.
 
 Where the start is compensated (`precalloc.network.compensation`) K moves to what suits its corrections, and they to
-what they are worth: each site's are scaled as a whole, by the gradients of the same steps. A mean shift is not always
-damage (where it only tempers the outputs, to undo it does harm), and some want more than their mean. Scales are few, so
-that a few steps can tell; single channels' corrections are too many for them. To estimate corrections anew at every K
-on the way would be dear, and gains nothing. The comparison at the end sees the start with its corrections scaled, and
-without them, as well, so that `compensate` need not look whether they help.
+what they are worth: each site's are scaled as a whole, by the gradients of the same steps, since a mean over all
+examples and positions is not the shift where the loss sees it. Scales are few, so that a few steps can tell; single
+channels' corrections are too many for them. To estimate corrections anew at every K on the way would be dear, and gains
+nothing. The comparison at the end sees the start with its corrections scaled, and without them, as well, so that
+`compensate` need not look whether they help.
 """
 
 from __future__ import annotations
