@@ -58,6 +58,8 @@ _SCHEDULES = {True: Schedule(24, 0.12), False: Schedule(40, 0.16)}
 # Length of the first step of the scales of corrections: 24 reach 1.8 to either side of one.
 _SCALE_LENGTH = 0.15
 _CHECK_EXAMPLES = 256
+# Places of what is compared; the last two where the start has corrections.
+_START, _REFINED, _SCALED, _BARE = range(4)
 
 
 def refine(
@@ -137,7 +139,7 @@ def refine(
         chosen_on, held_out = hold_out(source)
         effort = _Effort(schedule, step_examples, seed)
         descent = _Descent(ready, chosen_on, profile, allocation, effort, batch_size)
-        identity = f"refinement {profile.provenance} {ready.task.name} {allocation.kmap().digest} {effort}"
+        identity = f"refinement, scaled {profile.provenance} {ready.task.name} {allocation.kmap().digest} {effort}"
         keeper = Checkpoint(checkpoint, identity)
         with keeper.running(descent.state, descent.restore):
             descent.go(progress, keeper)
@@ -149,17 +151,17 @@ def refine(
 
 def _best(plans: Sequence[Allocation], seen: Comparison, steps: int) -> Allocation:
     """Choose among the plans of `_Descent.plans`: the best start, or what was refined where it is better."""
-    refined, losses = 1, [seen.mean_loss(place) for place in range(len(plans))]
-    starts = [place for place in range(len(plans)) if place != refined and not np.isnan(losses[place])]
-    start = min(starts, key=losses.__getitem__, default=len(plans) - 1 if len(plans) > 2 else 0)
-    gain, score_gain = seen.gain(refined, over=start), seen.score_gain(refined, over=start)
+    losses = [seen.mean_loss(place) for place in range(len(plans))]
+    starts = [place for place in range(len(plans)) if place != _REFINED and not np.isnan(losses[place])]
+    start = min(starts, key=losses.__getitem__, default=_BARE if len(plans) > _BARE else _START)
+    gain, score_gain = seen.gain(_REFINED, over=start), seen.score_gain(_REFINED, over=start)
     kept = gain[0] > 0.0 and not score_gain[2] < 0.0
     draws, examples = seen.loss.shape[1:]
     found = Refinement(kept, *gain, *score_gain, steps=steps, examples=examples, draws=draws)
-    best = plans[refined if kept else start]
-    if start and not kept:
-        note = _scaled if start == 2 else partial(left_out, "allocated")
-        best = best.with_notes(note(losses[start], losses[0]))
+    best = plans[_REFINED if kept else start]
+    if start != _START and not kept:
+        note = _scaled if start == _SCALED else partial(left_out, "allocated")
+        best = best.with_notes(note(losses[start], losses[_START]))
     return replace(best, refinement=found)
 
 
