@@ -93,8 +93,10 @@ def _simulation_warnings(a: Allocation) -> list[str]:
     if a.predicted is not None and not (
         a.predicted.drop_low <= a.simulated.drop_high and a.simulated.drop_low <= a.predicted.drop_high
     ):
+        won = a.refinement is not None and a.simulated.drop_high < a.predicted.drop_low
         found.append(
-            "Predicted and simulated drop disagree: their 95 % intervals do not meet. Trust the simulated one."
+            "Predicted and simulated drop disagree: their 95 % intervals do not meet. Trust the simulated one"
+            + ("; predictions do not know what refinement wins." if won else ".")
         )
     loss = a.simulated.loss
     if a.predicted is None and loss and not loss.increase_low <= a.objective <= loss.increase_high:

@@ -12,6 +12,7 @@ from precalloc.allocator import allocate
 from precalloc.console import kmap_table, progress_bars, simulation_table, standard_console, summary_table
 from precalloc.errors import BudgetError
 from precalloc.hardware import NoiseKind, Redundancy
+from precalloc.refinements import Refinement
 from precalloc.reporting import report_markdown, warnings
 
 
@@ -59,6 +60,15 @@ def test_a_failure_to_help_is_said():
     assert any("disagree" in w for w in warnings(allocation.with_simulation(outcomes(0.5))))
     agreeing = allocation.with_simulation(outcomes(1 - allocation.predicted.drop))
     assert not any("disagree" in w for w in warnings(agreeing))
+
+
+@pytest.mark.parametrize(("share", "told"), [(1.0, True), (0.5, False)])
+def test_a_refined_allocation_may_do_better_than_predicted(share, told):
+    allocation = allocate(make_profile(), "2x", hardware=make_hardware())
+    seen = Refinement(True, 0.2, 0.1, 0.3, 0.01, 0.0, 0.02, steps=24, examples=100, draws=1)
+    for plan, refined in ((allocation, False), (replace(allocation, refinement=seen), True)):
+        (warning,) = (w for w in warnings(plan.with_simulation(outcomes(share))) if "disagree" in w)
+        assert ("what refinement wins" in warning) == (told and refined)
 
 
 @pytest.mark.parametrize("granularity", ["layer", "channel"])
