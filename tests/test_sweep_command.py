@@ -155,14 +155,14 @@ def test_a_model_is_profiled_once_and_points_are_simulated_once(tmp_path, monkey
     assert len(measured) == 2
 
 
-def test_curves_are_calibrated_and_simulated_points_compensated_as_by_allocate(small, tmp_path, monkeypatch):
+def test_curves_are_calibrated_and_points_compensated_as_by_allocate_before_it_refines(small, tmp_path, monkeypatch):
     out = tmp_path / "out"
     simulated, calibrated = recorded(monkeypatch, "simulate"), recorded(monkeypatch, "calibrate")
     result = run(*small)
     assert result.exit_code == 0, result.output
     assert "linearised noise alone" not in result.stdout
     row = pd.read_csv(out / "curve.csv").iloc[0]
-    given = [*small[:7], "--budget", "4x", *small[-5:-1]]  # model, data, hardware; seeds and out
+    given = [*small[:7], "--budget", "4x", "--no-refine", *small[-5:-1]]  # model, data, hardware; seeds and out
     given[given.index(out)] = tmp_path / "alone"
     alone = CliRunner().invoke(app, ["allocate", *map(str, given)])
     assert alone.exit_code == 0, alone.output
