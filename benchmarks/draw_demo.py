@@ -1,7 +1,7 @@
 """Draw the README's picture: simulated accuracy against energy for the bundled network, uniform K beside precalloc's.
 
-Both are compensated, as ``precalloc allocate`` does of its own accord where the model is at hand; ``validate``'s noise
-has taken part in neither.
+Both are compensated, and precalloc's K refined, as ``precalloc allocate`` does of its own accord where the model is at
+hand; ``validate``'s noise has taken part in neither.
 
     python benchmarks/draw_demo.py docs/demo.png
 
@@ -35,9 +35,8 @@ def main(target: Path) -> None:
     curves: dict[str, list[tuple[float, float, float, float]]] = {"uniform K": [], "precalloc, one K per layer": []}
     clean = 0.0
     for budget in BUDGETS:
-        allocation = precalloc.compensate(
-            model, calibration, precalloc.allocate(profile, budget), draws=8, examples=512
-        )
+        start = precalloc.compensate(model, calibration, precalloc.allocate(profile, budget), check=False)
+        allocation = precalloc.refine(model, calibration, profile, start)
         for name, plan in zip(curves, (allocation.uniform_kmap(), allocation), strict=True):
             simulated = precalloc.validate(model, evaluation, plan)
             clean = simulated.clean_accuracy
