@@ -132,6 +132,7 @@ def calibrate(
         return profile
     from precalloc.network.calibrating import calibrate as simulate_points
 
+    effort.announce("Calibrating predictions by a few simulated K maps.")
     calibrated: Profile = simulate_points(
         model,
         data,
@@ -170,6 +171,7 @@ def compensate(
         )
     from precalloc.network.compensation import compensate as correct
 
+    effort.announce("Compensating the allocation and uniform K.")
     corrected: Allocation = correct(
         model,
         data,
@@ -189,8 +191,13 @@ def refine(
     model: nn.Module, data: object, profile: Profile, allocation: Allocation, effort: Effort, directory: Path
 ) -> Allocation:
     """Refine an allocation under its own noise, and note what that won; an interrupted run goes on."""
+    from precalloc.network.refinement import CHECK_EXAMPLES, STEP_EXAMPLES, schedule_of
     from precalloc.network.refinement import refine as improve
 
+    effort.announce(
+        f"Refining: {schedule_of(allocation).steps} noisy passes of {STEP_EXAMPLES} examples with gradients, "
+        f"and a comparison on up to {CHECK_EXAMPLES} held-out ones."
+    )
     refined: Allocation = improve(
         model,
         data,
@@ -213,6 +220,7 @@ def safeguard(
     """Give uniform K instead where the allocation loses to it in simulation on the calibration data."""
     from precalloc.network.safeguard import safeguard as compare
 
+    effort.announce("Comparing the allocation with uniform K on held-out calibration examples.")
     kept: Allocation = compare(
         model,
         data,

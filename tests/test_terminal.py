@@ -81,6 +81,23 @@ def test_coming_work_is_announced_on_a_terminal(folder, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+def test_every_part_of_the_demo_is_announced_in_order(tmp_path):
+    result = run("demo", "--out", tmp_path / "out", FORCE_COLOR="1")
+    assert result.exit_code == 0
+    parts = (
+        "Profiling for shot noise",
+        "Calibrating predictions",
+        "Compensating the allocation and uniform K.",
+        "Refining: 24 noisy passes of 6 examples with gradients, and a comparison on up to 256 held-out ones.",
+        "Comparing the allocation with uniform K",
+        "Simulating",
+    )
+    told = " ".join(result.stderr.split())
+    places = [told.find(part) for part in parts]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
 @pytest.mark.parametrize(("environment", "coloured"), [({"NO_COLOR": "1"}, False), ({}, True)])
 def test_colour_is_for_terminals_that_want_it(environment, coloured, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)

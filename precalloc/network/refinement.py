@@ -57,7 +57,8 @@ _LEAST_STEPS = 4
 _SCHEDULES = {True: Schedule(24, 0.12), False: Schedule(40, 0.16)}
 # Length of the first step of the scales of corrections: 24 reach 1.8 to either side of one.
 _SCALE_LENGTH = 0.15
-_CHECK_EXAMPLES = 256
+# Examples of a step by default, and of the comparison at most.
+STEP_EXAMPLES, CHECK_EXAMPLES = 6, 256
 # Places of what is compared; the last two where the start has corrections.
 _START, _REFINED, _SCALED, _BARE = range(4)
 
@@ -74,7 +75,7 @@ def refine(
     metric_fn: MetricFn | None = None,
     output: str | int | None = None,
     steps: int | None = None,
-    step_examples: int = 6,
+    step_examples: int = STEP_EXAMPLES,
     batch_size: int = 32,
     draws: int = 1,
     seed: int = 0,
@@ -125,8 +126,7 @@ def refine(
     DataError, ProfileError
         If data, model or allocation are not those of the profile, or steps or draws are too few.
     """
-    schedule = _SCHEDULES[bool(allocation.bias_corrections)]
-    schedule = schedule if steps is None else replace(schedule, steps=steps)
+    schedule = schedule_of(allocation) if steps is None else replace(schedule_of(allocation), steps=steps)
     if schedule.steps < _LEAST_STEPS:
         raise DataError(f"{schedule.steps} steps are too few to tell anything. Take at least {_LEAST_STEPS}.")
     if draws < 1:
@@ -143,10 +143,15 @@ def refine(
         keeper = Checkpoint(checkpoint, identity)
         with keeper.running(descent.state, descent.restore):
             descent.go(progress, keeper)
-        plans, checked = descent.plans(), first(held_out, _CHECK_EXAMPLES)
+        plans, checked = descent.plans(), first(held_out, CHECK_EXAMPLES)
         seeds = [derived_seed(seed, _CHECK, draw) for draw in range(draws)]
         seen = Comparison.of(ready, checked, [plan.kmap() for plan in plans], seeds, batch_size)
     return _best(plans, seen, schedule.steps)
+
+
+def schedule_of(allocation: Allocation) -> Schedule:
+    """Steps in log K that are taken from an allocation by default."""
+    return _SCHEDULES[bool(allocation.bias_corrections)]
 
 
 def _best(plans: Sequence[Allocation], seen: Comparison, steps: int) -> Allocation:
