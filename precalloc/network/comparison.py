@@ -19,6 +19,7 @@ from precalloc.network.noise import NoiseInjector
 from precalloc.network.operating_point import Judged, References, noisy_values
 from precalloc.network.preparation import Prepared
 from precalloc.profiles import FloatArray
+from precalloc.progress import Progress, silent
 
 # Devices at least, where there are few examples to share their weight errors.
 _DEVICES = 4
@@ -48,20 +49,28 @@ class Comparison:
 
     @classmethod
     def of(
-        cls, ready: Prepared, data: Data, kmaps: Sequence[KMap], seeds: Sequence[int], batch_size: int
+        cls,
+        ready: Prepared,
+        data: Data,
+        kmaps: Sequence[KMap],
+        seeds: Sequence[int],
+        batch_size: int,
+        progress: Progress = silent,
     ) -> Comparison:
-        """Simulate K maps on all of some data, with one noise draw a seed."""
+        """Simulate K maps on all of some data, with one noise draw a seed; progress is told in examples."""
         device, references = model_device(ready.model), References(ready.model, ready.task)
         shared = NoiseKind.WEIGHT in kmaps[0].hardware.kinds
         size = min(DEVICE_EXAMPLES, -(-data.examples // _DEVICES)) if shared else batch_size
         found, weights, keeps = [], dict[int, FloatArray](), ready.keeps_noise(min(size, batch_size))
-        for seed in seeds:
+        for draw, seed in enumerate(seeds):
             injectors = [NoiseInjector.of(kmap, seed, device, layouts=ready.layouts, keeps=keeps) for kmap in kmaps]
             values = []
             for block in data.batches(size):  # smaller than asked for where data cannot be joined
                 judged = [references.of(part) for part in block.split(batch_size)]
                 weights[block.start] = torch.cat([part.weight for part in judged]).double().cpu().numpy()
                 values.append(_values(ready, judged, injectors))
+                done = draw * data.examples + block.start + block.size
+                progress(done, len(seeds) * data.examples, f"comparing {len(kmaps)} K maps")
             found.append(np.concatenate(values, axis=2))
         loss, score = np.stack(found, axis=2).swapaxes(0, 1)
         weight = list(weights.values())

@@ -109,7 +109,7 @@ def refine(
     seed
         Of the noise.
     progress
-        Called as ``progress(done, total, what)`` in steps.
+        Called as ``progress(done, total, what)`` in steps, then in examples of the comparison.
     checkpoint
         File from which an interrupted run goes on.
 
@@ -143,9 +143,9 @@ def refine(
         keeper = Checkpoint(checkpoint, identity)
         with keeper.running(descent.state, descent.restore):
             descent.go(progress, keeper)
-        plans, checked = descent.plans(), first(held_out, CHECK_EXAMPLES)
-        seeds = [derived_seed(seed, _CHECK, draw) for draw in range(draws)]
-        seen = Comparison.of(ready, checked, [plan.kmap() for plan in plans], seeds, batch_size)
+            plans, checked = descent.plans(), first(held_out, CHECK_EXAMPLES)
+            seeds = [derived_seed(seed, _CHECK, draw) for draw in range(draws)]
+            seen = Comparison.of(ready, checked, [plan.kmap() for plan in plans], seeds, batch_size, progress)
     return _best(plans, seen, schedule.steps)
 
 

@@ -185,8 +185,9 @@ def test_labels_and_other_losses(task):
     assert np.isnan(refined.refinement.score_gain) == (task == "regression")
 
 
+@pytest.mark.parametrize("during", ["refining", "comparing"])
 @pytest.mark.parametrize("compensated", [False, True])
-def test_an_interrupted_refinement_goes_on_bit_for_bit(compensated, tmp_path):
+def test_an_interrupted_refinement_goes_on_bit_for_bit(compensated, during, tmp_path):
     model, x = initialised(Pooled(), seed=2), normal(3, 240, 1, 68)
     chip = dataclasses.replace(hardware(KINDS), digital_biases=True)
     found = profile(model, x, chip, margins=0)
@@ -195,9 +196,11 @@ def test_an_interrupted_refinement_goes_on_bit_for_bit(compensated, tmp_path):
         start = compensate(model, x, start, check=False)
     whole = refine(model, x, found, start, steps=10)
 
-    def stop(done, *_):
-        if done == 7:
+    def stop(done, _, what):
+        if what.startswith(during) and done >= 7:
             raise KeyboardInterrupt
+
+    told = []
 
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(KeyboardInterrupt):
@@ -205,8 +208,10 @@ def test_an_interrupted_refinement_goes_on_bit_for_bit(compensated, tmp_path):
     assert kept.is_file()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
-    resumed = refine(model, x, found, start, steps=10, checkpoint=kept)
+    resumed = refine(model, x, found, start, steps=10, progress=lambda *each: told.append(each), checkpoint=kept)
     assert not kept.exists()
+    assert sum(what == "refining" for *_, what in told) == (3 if during == "refining" else 0)
+    assert told[-1] == (80, 80, f"comparing {4 if compensated else 2} K maps")
     assert np.array_equal(resumed.repetitions, whole.repetitions)
     assert resumed.refinement == whole.refinement
     assert resumed.bias_corrections.keys() == whole.bias_corrections.keys() == start.bias_corrections.keys()
