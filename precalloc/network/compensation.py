@@ -52,9 +52,9 @@ from precalloc.progress import Progress, silent
 # Passes of random numbers that no simulation of the same seed sees again: corrections must not know its devices.
 _ESTIMATION, _CHECK = 101, 102
 # Averages move on from step to step, and so do devices, so that steps are shorter where weights have errors. The check
-# needs no more devices: what corrections change goes with the example, hardly with the device. A step has so many
-# examples, or fewer where a product of theirs would have more values: that bounds the memory whatever batch size is
-# asked for, and does not change with it.
+# runs without and with corrections on the same devices, so that few will do. A step has so many examples, or fewer
+# where a product of theirs would have more values: that bounds the memory whatever batch size is asked for, and does
+# not change with it.
 _STEP, _DEVICE_STEP, _STEP_VALUES = 32, 8, 2**26
 # By default, here and where predictions are calibrated for compensated K maps.
 DRAWS, EXAMPLES = 2, 128

@@ -268,12 +268,12 @@ def test_scales_reach_what_corrections_are_worth():
     np.testing.assert_allclose(descent.scales, [1.6, -0.4], atol=0.05)
     assert all(
         np.array_equal(descent.corrections[site], a * corrections[site])
-        for a, site in zip(descent.scales, at, strict=True)
+        for a, site in zip(descent.scales, corrections, strict=True)
     )
 
 
-class Shifted(nn.Module):
-    """One site, whose noise shifts the mean behind a rectifier that is mostly off."""
+class Averaged(nn.Module):
+    """One site, nothing nonlinear: noise shifts no mean, and all of the energy is that site's."""
 
     def __init__(self):
         super().__init__()
@@ -285,8 +285,8 @@ class Shifted(nn.Module):
 
 @pytest.mark.parametrize("factor", [0.0, 2.5])
 def test_corrections_are_scaled_where_k_has_nowhere_to_go(factor):
-    """Corrections by hand of an output that has no shift: best at a scale of nought, or as the target is moved."""
-    model, x, fresh = initialised(Shifted(), seed=2), normal(3, 300, 1, 20), normal(4, 300, 1, 20)
+    """Corrections by hand: without any is best, or 2.5 times as much, as the target is moved."""
+    model, x, fresh = initialised(Averaged(), seed=2), normal(3, 300, 1, 20), normal(4, 300, 1, 20)
     chip = dataclasses.replace(hardware((THERMAL,), levels={THERMAL: 0.02}), digital_biases=True)
     correction = {"filters": np.array([0.2, -0.1, 0.3, 0.1, -0.2, 0.15])}
     moved = model(x).detach() + factor * torch.tensor(correction["filters"], dtype=torch.float32)
