@@ -67,6 +67,27 @@ class Adam:
         self._first, self._second, self.done = arrays["first"].copy(), arrays["second"].copy(), int(arrays["done"])
 
 
+class RunningMean:
+    """Mean of what was measured now and then; of more than ``memory`` measurements the older fade."""
+
+    def __init__(self, size: int, memory: int) -> None:
+        self.mean: FloatArray = np.zeros(size)
+        self._memory, self._taken = memory, 0
+
+    def take(self, values: FloatArray) -> None:
+        """Take in one more measurement (n,)."""
+        self._taken += 1
+        self.mean = self.mean + (values - self.mean) / min(self._taken, self._memory)
+
+    def state(self) -> dict[str, FloatArray]:
+        """Everything that the next mean depends on."""
+        return {"mean": self.mean, "taken": np.array(self._taken)}
+
+    def restore(self, arrays: Mapping[str, FloatArray]) -> None:
+        """Go on after the measurements that are done."""
+        self.mean, self._taken = arrays["mean"].copy(), int(arrays["taken"])
+
+
 class LogDescent:
     """Position and memory of the descent over units of K, of which tied ones move together.
 

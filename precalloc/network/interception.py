@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from precalloc.network.rewriting import rewriting_of
 __all__ = ["PRODUCT_MODULES", "OtherHandler", "ProductHandler", "intercept"]
 
 ProductHandler = Callable[[str, Product], Tensor]
-OtherHandler = Callable[[str, str, Callable[[], Any], str | None], Any]
+OtherHandler = Callable[[str, str, partial[Any], str | None], Any]
 
 CONSTANT = "depends on no input"
 OUTER = "multiplies without summing"
@@ -45,7 +46,8 @@ def intercept(model: nn.Module, on_product: ProductHandler, on_other: OtherHandl
         Called as ``on_product(site name, product)``; its result takes the place of ``product.apply(x, w)``.
     on_other
         Called as ``on_other(module path, operator, call, why digital)`` for every other torch function; returns
-        ``call()``. The reason is given where a product is none of the accelerator's, and None otherwise.
+        ``call()``, whose arguments it may look at. The reason is given where a product is none of the accelerator's,
+        and None otherwise.
     """
     modules = list(model.named_modules())
     mode = _InterceptionMode(Names(modules), on_product, on_other)
@@ -122,10 +124,7 @@ class _InterceptionMode(TorchFunctionMode):
     def _other(
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], reason: str | None
     ) -> Any:
-        def call() -> Any:
-            return func(*args, **kwargs)
-
-        frame = self.names.stack[-1]
+        call, frame = partial(func, *args, **kwargs), self.names.stack[-1]
         result = call() if self._on_other is None else self._on_other(frame.path, name, call, reason)
         self.names.weights.follow(name, args, kwargs, result)
         return result

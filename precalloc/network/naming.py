@@ -92,14 +92,14 @@ class Weights:
     def follow(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Note what one call made of weights, and weights that it overwrote with something else."""
         roots: Roots = frozenset()
-        for t in _tensors((*args, *kwargs.values())):
+        for t in tensors_in((*args, *kwargs.values())):
             found = self.roots(t)
             if found is None:
                 self._forget_overwritten(name, args)
                 return
             roots |= found
         if roots:
-            for t in _tensors((result,)):
+            for t in tensors_in((result,)):
                 if storage_of(t) not in self.owners:
                     self._derived[t] = roots
 
@@ -134,12 +134,13 @@ def storage_of(t: Tensor) -> int | None:
     return t.untyped_storage().data_ptr()
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Tensors among the arguments of a call, in lists and tuples too."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, list | tuple):
-            yield from _tensors(value)
+            yield from tensors_in(value)
 
 
 class Names:

@@ -67,6 +67,26 @@ class SiteNoise:
         return cls(strength, ranges, bias)
 
 
+@dataclass(frozen=True)
+class Injected:
+    """One product with noise.
+
+    Parameters
+    ----------
+    y
+        What goes on, bias correction included.
+    noisy, clean
+        Without the bias correction; and without additive noise either, errors of the operand included.
+    deviation
+        Of the additive noise, as factors that broadcast to y; None without any.
+    """
+
+    y: Tensor
+    noisy: Tensor
+    clean: Tensor
+    deviation: list[Tensor] | None
+
+
 class NoiseInjector:
     """Handler of `intercept` that computes every product as the analog hardware would, with one draw of its noise.
 
@@ -144,6 +164,10 @@ class NoiseInjector:
 
     def __call__(self, site: str, product: Product) -> Tensor:
         """Compute one product with noise."""
+        return self.inject(site, product).y
+
+    def inject(self, site: str, product: Product) -> Injected:
+        """Compute one product with noise; tell what noise it was."""
         if site not in self._sites:
             raise KMapError(
                 f"Site '{site}' runs on this data, but the K map has no K for it: it did not run on the first batch "
@@ -151,15 +175,16 @@ class NoiseInjector:
             )
         noise, layout = self._sites[site], self._layouts.get(site, _OUTERMOST)
         if noise is None:
-            return product.apply(product.x, product.w)
-        y = product.apply(product.x, self._noisy_operand(site, product, noise, layout.operand))
-        deviation = additive_deviation(product, noise, y)
+            y = product.apply(product.x, product.w)
+            return Injected(y, y, y, None)
+        clean = noisy = product.apply(product.x, self._noisy_operand(site, product, noise, layout.operand))
+        deviation = additive_deviation(product, noise, clean)
         if deviation is not None:
-            y = add_normal(y, deviation, self._normals, layout.output, self._sign)
+            noisy = add_normal(clean, deviation, self._normals, layout.output, self._sign)
         if noise.bias is None:
-            return y
+            return Injected(noisy, noisy, clean, deviation)
         bias = noise.bias if isinstance(noise.bias, Tensor) else torch.tensor(noise.bias)
-        return y + product.per_channel(bias.to(y), y)
+        return Injected(noisy + product.per_channel(bias.to(noisy), noisy), noisy, clean, deviation)
 
     def _noisy_operand(self, site: str, product: Product, noise: SiteNoise, layout: Layout | None) -> Tensor:
         if NoiseKind.WEIGHT not in noise.strength:

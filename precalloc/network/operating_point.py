@@ -127,6 +127,71 @@ class Slopes:
     sensitivity: FloatArray
     corrections: dict[str, FloatArray]
 
+    @classmethod
+    def mean(cls, parts: Sequence[Slopes], weight: float) -> Slopes:
+        """Sum of several over their weight."""
+        return cls(
+            np.sum([part.sensitivity for part in parts], axis=0) / weight,
+            {
+                site: np.sum([part.corrections[site] for part in parts], axis=0) / weight
+                for site in parts[0].corrections
+            },
+        )
+
+
+class OperatingPoint:
+    """A K map whose K and bias corrections are variables of autograd.
+
+    Parameters
+    ----------
+    kmap
+        Bias corrections included. Sites with one K for all channels are told apart by channel all the same.
+    slots
+        Where each site's channels stand.
+    """
+
+    def __init__(self, kmap: KMap, slots: ChannelSlots, device: torch.device) -> None:
+        self._kmap, self._slots, self._device = kmap, slots, device
+        of_sites = {
+            name: np.broadcast_to(kmap.repetitions[name], (channels,)) for name, channels in slots.channels.items()
+        }
+        self.k: FloatArray = np.concatenate(list(of_sites.values()), dtype=np.float64)
+        self._log_k = {
+            name: torch.from_numpy(k.astype(np.float64)).log().to(device).requires_grad_()
+            for name, k in of_sites.items()
+        }
+        self._biases = {
+            name: torch.tensor(correction, device=device).requires_grad_()
+            for name, correction in kmap.bias_corrections.items()
+        }
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The variables: log K of every site, then the corrections."""
+        return [*self._log_k.values(), *self._biases.values()]
+
+    def injector(self, seed: int, sign: float, layouts: SiteLayouts | None, batch: Batch) -> NoiseInjector:
+        """Injector for one batch, which comes next; with ``layouts`` every example has noise of its own."""
+        sites = SiteNoise.digital(self._kmap.digital, self._biases)
+        for name, log in self._log_k.items():
+            bias = self._biases.get(name)
+            sites[name] = SiteNoise.of(self._kmap.hardware, log.exp(), self._kmap.ranges[name], bias)
+        injector = NoiseInjector(sites, seed, self._device, sign, layouts or {})
+        return injector if layouts is None else injector.at(batch)
+
+    def slopes(self, gradients: Sequence[Tensor | None]) -> Slopes:
+        """Slopes from gradients of the loss at `leaves`; None where it does not depend on one."""
+        values = [None if gradient is None else gradient.cpu().numpy() for gradient in gradients]
+        of_k = dict(zip(self._log_k, values[: len(self._log_k)], strict=True))
+        of_biases = dict(zip(self._biases, values[len(self._log_k) :], strict=True))
+        downhill = np.concatenate(
+            [np.zeros(self._slots.channels[name]) if value is None else -value for name, value in of_k.items()]
+        )
+        corrections = {
+            name: np.zeros(len(self._biases[name])) if value is None else value for name, value in of_biases.items()
+        }
+        return Slopes(self.k * downhill, corrections)
+
 
 def batch_slopes(
     model: nn.Module,
@@ -142,11 +207,8 @@ def batch_slopes(
 
     Parameters
     ----------
-    kmap
-        The operating point, bias corrections included. Sites with one K for all channels are told apart by channel
-        all the same.
-    slots
-        Where each site's channels stand.
+    kmap, slots
+        As of `OperatingPoint`.
     seed
         Of one noise draw, weight errors included.
     signs
@@ -154,32 +216,11 @@ def batch_slopes(
     layouts
         How sites number the examples; with them every example has noise of its own, whatever batch it comes in.
     """
-    repetitions = {
-        name: torch.from_numpy(np.broadcast_to(kmap.repetitions[name], (channels,)).astype(np.float64))
-        for name, channels in slots.channels.items()
-    }
-    device = model_device(model)
-    log_k = {name: k.log().to(device).requires_grad_() for name, k in repetitions.items()}
-    biases = {
-        name: torch.tensor(correction, device=device).requires_grad_()
-        for name, correction in kmap.bias_corrections.items()
-    }
-    found = Slopes(np.zeros(slots.total), {name: np.zeros(len(bias)) for name, bias in biases.items()})
+    point, found = OperatingPoint(kmap, slots, model_device(model)), []
     for sign in signs:
         with torch.enable_grad():
-            sites = SiteNoise.digital(kmap.digital, biases)
-            for name, log in log_k.items():
-                sites[name] = SiteNoise.of(kmap.hardware, log.exp(), kmap.ranges[name], biases.get(name))
-            injector = NoiseInjector(sites, seed, device, sign, layouts or {})
-            with intercept(model, injector if layouts is None else injector.at(judged.batch)):
+            with intercept(model, point.injector(seed, sign, layouts, judged.batch)):
                 output = task.output(model, judged.batch)
             loss = (task.loss(output, judged.reference) * judged.weight).sum()
-            gradients = torch.autograd.grad(loss, [*log_k.values(), *biases.values()], allow_unused=True)
-        values = [None if gradient is None else gradient.cpu().numpy() / len(signs) for gradient in gradients]
-        for name, value in zip(log_k, values[: len(log_k)], strict=True):
-            if value is not None:
-                found.sensitivity[slots.of(name)] -= repetitions[name].numpy() * value
-        for name, value in zip(biases, values[len(log_k) :], strict=True):
-            if value is not None:
-                found.corrections[name] += value
-    return found
+            found.append(point.slopes(torch.autograd.grad(loss, point.leaves, allow_unused=True)))
+    return Slopes.mean(found, len(signs))

@@ -71,6 +71,13 @@ class Product:
             shape[axis] = y.shape[axis]
         return values.view(shape)
 
+    def channel_sum(self, y: Tensor) -> Tensor:
+        """Sum what is shaped as the output over everything but its channels, (channels,)."""
+        assert self.channel_axes is not None
+        kept = {axis + y.dim() for axis in self.channel_axes}
+        others = [axis for axis in range(y.dim()) if axis not in kept]
+        return (y.sum(others) if others else y).flatten()
+
 
 @dataclass(frozen=True)
 class Call:

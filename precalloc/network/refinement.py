@@ -36,11 +36,12 @@ from precalloc.network.criteria import LossFn, MetricFn
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.data import Data, as_data, data_hash
 from precalloc.network.data_parts import first
-from precalloc.network.descent import LogDescent, ScaleDescent, Schedule
+from precalloc.network.descent import LogDescent, RunningMean, ScaleDescent, Schedule
 from precalloc.network.forward import ForwardFn
 from precalloc.network.models import model_hash
-from precalloc.network.operating_point import References, Slopes, batch_slopes
+from precalloc.network.operating_point import References, Slopes
 from precalloc.network.preparation import Prepared, TaskChoices, prepared
+from precalloc.network.rectifiers import integrated_slopes
 from precalloc.network.splitting import hold_out
 from precalloc.network.state import derived_seed
 from precalloc.network.tasks import Task
@@ -57,6 +58,9 @@ _LEAST_STEPS = 4
 _SCHEDULES = {True: Schedule(24, 0.12), False: Schedule(40, 0.16)}
 # Length of the first step of the scales of corrections: 24 reach 1.8 to either side of one.
 _SCALE_LENGTH = 0.15
+# Steps of which each estimates the curvature behind rectifiers, after which it is every so many; and how many estimates
+# are averaged over.
+_CURVATURE_EVERY, _CURVATURE_MEMORY = 4, 4
 # Examples of a step by default, and of the comparison at most.
 STEP_EXAMPLES, CHECK_EXAMPLES = 6, 256
 # Places of what is compared; the last two where the start has corrections.
@@ -139,7 +143,7 @@ def refine(
         chosen_on, held_out = hold_out(source)
         effort = _Effort(schedule, step_examples, seed)
         descent = _Descent(ready, chosen_on, profile, allocation, effort, batch_size)
-        identity = f"refinement, scaled {profile.provenance} {ready.task.name} {allocation.kmap().digest} {effort}"
+        identity = f"refinement, integrated {profile.provenance} {ready.task.name} {allocation.kmap().digest} {effort}"
         keeper = Checkpoint(checkpoint, identity)
         with keeper.running(descent.state, descent.restore):
             descent.go(progress, keeper)
@@ -212,6 +216,7 @@ class _Descent:
         allocator = Allocator.of(profile, start.hardware, start.granularity, choices=choices)
         self._objective = allocator.objective
         self._place = LogDescent(allocator.problem, start.budget_joule, start.repetitions, effort.schedule)
+        self._curved = RunningMean(self._slots.total, _CURVATURE_MEMORY)
         self._scales = ScaleDescent(start.bias_corrections, replace(effort.schedule, length=_SCALE_LENGTH))
 
     def go(self, progress: Progress, keeper: Checkpoint) -> None:
@@ -227,21 +232,19 @@ class _Descent:
             progress(self._place.done, self._effort.schedule.steps, "refining")
 
     def _mean_slopes(self, batch: Batch, seed: int) -> Slopes:
-        """Means over a step's examples under one draw of noise."""
-        ready, kmap = self._ready, self._kmap()
+        """Means over a step's examples under one draw of noise, with the curvature that is held."""
+        ready, kmap, step = self._ready, self._kmap(), self._place.done
+        curvature = step < _CURVATURE_EVERY or step % _CURVATURE_EVERY == 0
         judged = [self._references.of(part) for part in batch.split(self._batch_size)]
         parts = [
-            batch_slopes(ready.model, ready.task, each, kmap, self._slots, seed, (1.0,), ready.layouts)
+            integrated_slopes(ready.model, ready.task, each, kmap, self._slots, seed, ready.layouts, curvature)
             for each in judged
         ]
         weight = sum(float(each.weight.sum()) for each in judged)
-        return Slopes(
-            np.sum([part.sensitivity for part in parts], axis=0) / weight,
-            {
-                site: np.sum([part.corrections[site] for part in parts], axis=0) / weight
-                for site in kmap.bias_corrections
-            },
-        )
+        if curvature:
+            self._curved.take(np.sum([part.curved for part in parts if part.curved is not None], axis=0) / weight)
+        mean = Slopes.mean([part.slopes for part in parts], weight)
+        return replace(mean, sensitivity=mean.sensitivity + self._curved.mean)
 
     @property
     def _is_layer(self) -> bool:
@@ -281,12 +284,10 @@ class _Descent:
 
     def state(self) -> Arrays:
         """Where the steps have led."""
-        k, scales = self._place.state(), self._scales.state()
-        return {f"k/{name}": value for name, value in k.items()} | {f"scales/{n}": value for n, value in scales.items()}
+        parts = {"k": self._place.state(), "scales": self._scales.state(), "curved": self._curved.state()}
+        return {f"{part}/{name}": value for part, arrays in parts.items() for name, value in arrays.items()}
 
     def restore(self, arrays: Arrays) -> None:
         """Go on after the finished steps."""
-        self._place.restore({name.removeprefix("k/"): arrays[name] for name in arrays if name.startswith("k/")})
-        self._scales.restore(
-            {name.removeprefix("scales/"): arrays[name] for name in arrays if name.startswith("scales/")}
-        )
+        for part, of_part in (("k/", self._place), ("scales/", self._scales), ("curved/", self._curved)):
+            of_part.restore({name.removeprefix(part): arrays[name] for name in arrays if name.startswith(part)})

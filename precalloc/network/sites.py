@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -207,7 +208,7 @@ class _Survey:
         count_call(self.counts, name, product, y)
         return y
 
-    def on_other(self, path: str, operator: str, call: Callable[[], Any], reason: str | None) -> Any:
+    def on_other(self, path: str, operator: str, call: partial[Any], reason: str | None) -> Any:
         before = self.flops.total
         result = call()
         seen = self.flops.total - before

@@ -31,7 +31,7 @@ from precalloc.network.comparison import Comparison
 from precalloc.network.criteria import Regression
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.data import as_data
-from precalloc.network.descent import LogDescent, ScaleDescent, Schedule
+from precalloc.network.descent import LogDescent, RunningMean, ScaleDescent, Schedule
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operating_point import Judged, batch_slopes, noisy_values
 from precalloc.network.preparation import TaskChoices, prepared
@@ -52,6 +52,14 @@ class Pooled(nn.Module):
 
     def forward(self, x):
         pooled = F.relu(self.filters(x) - 1.0).mean(2)
+        return 6.0 * self.head(torch.tanh(self.hidden(4.0 * pooled)))
+
+
+class Straight(Pooled):
+    """The same with outputs that go straight into the rectifier: their noise is integrated out."""
+
+    def forward(self, x):
+        pooled = F.relu(self.filters(x)).mean(2)
         return 6.0 * self.head(torch.tanh(self.hidden(4.0 * pooled)))
 
 
@@ -188,7 +196,7 @@ def test_labels_and_other_losses(task):
 @pytest.mark.parametrize("during", ["refining", "comparing"])
 @pytest.mark.parametrize("compensated", [False, True])
 def test_an_interrupted_refinement_goes_on_bit_for_bit(compensated, during, tmp_path):
-    model, x = initialised(Pooled(), seed=2), normal(3, 240, 1, 68)
+    model, x = initialised(Straight(), seed=2), normal(3, 240, 1, 68)
     chip = dataclasses.replace(hardware(KINDS), digital_biases=True)
     found = profile(model, x, chip, margins=0)
     start, kept = allocate(found, "3x", hardware=chip, granularity="channel"), tmp_path / "kept"
@@ -270,6 +278,20 @@ def test_scales_reach_what_corrections_are_worth():
         np.array_equal(descent.corrections[site], a * corrections[site])
         for a, site in zip(descent.scales, corrections, strict=True)
     )
+
+
+def test_running_mean_of_few_is_the_mean_and_of_many_fades():
+    mean = RunningMean(2, memory=2)
+    for values in ([1.0, 4.0], [3.0, 0.0]):
+        mean.take(np.array(values))
+    np.testing.assert_allclose(mean.mean, [2.0, 2.0])
+    mean.take(np.array([6.0, 2.0]))
+    np.testing.assert_allclose(mean.mean, [4.0, 2.0])
+    other = RunningMean(2, memory=2)
+    other.restore(mean.state())
+    for each in (mean, other):
+        each.take(np.array([0.0, 0.0]))
+    np.testing.assert_array_equal(other.mean, mean.mean)
 
 
 class Averaged(nn.Module):

@@ -1,0 +1,110 @@
+"""Slopes with noise ahead of rectifiers integrated out: their mean, their spread, and where nothing is integrated."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from networks import KINDS, SHOT, THERMAL, WEIGHT, hardware, initialised, normal
+from torch import nn
+from torch.nn import functional as F
+
+from precalloc import allocate, profile
+from precalloc.network.batches import Batch
+from precalloc.network.criteria import Regression
+from precalloc.network.curvature import ChannelSlots
+from precalloc.network.operating_point import Judged, batch_slopes
+from precalloc.network.rectifiers import integrated_slopes
+from precalloc.network.tasks import Task
+
+Z, DRAWS = 4.5, 600
+
+
+class Rectified(nn.Module):
+    """One rectifier, by choice in place or behind an output that something else sees; nothing nonlinear follows."""
+
+    def __init__(self, how="plain"):
+        super().__init__()
+        self.how, self.first, self.head = how, nn.Conv1d(2, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.first(x)
+        if self.how == "scaled":
+            y = 1.5 * y
+        z = torch.relu_(y) if self.how == "in place" else F.relu(y)
+        if self.how == "seen":
+            z = z + y
+        return self.head(z.mean(2))
+
+
+def setting(how="plain", chip=None, corrections=False):
+    """A model with its task, data, slots and a K map of noise that is strong ahead of the rectifier alone."""
+    model, x, task = initialised(Rectified(how), seed=1, scale=1.5), normal(2, 6, 2, 9), Task(Regression())
+    found = profile(model, {"x": x}, hardware(KINDS), task="regression", margins=0)
+    kmap = allocate(found, "10x", hardware=chip).kmap()
+    kmap = dataclasses.replace(kmap, repetitions={"first": np.array([0.3, 0.5, 0.2, 0.4]), "head": np.array([1e6])})
+    if corrections:
+        kmap = kmap.compensated({"first": np.array([0.3, -0.2, 0.1, -0.4])})
+    judged = Judged.of(model, task, Batch({"x": x}, normal(3, 6, 3)))
+    return model, task, judged, kmap, ChannelSlots.of_sites({site.name: site.channels for site in found.sites})
+
+
+def slopes(seeds, *setting):
+    """Sensitivities of the first site as drawn, integrated, and that without curvature, (draws, 3, channels)."""
+    rows = []
+    for seed in seeds:
+        drawn = batch_slopes(*setting, seed, (1.0,), {})
+        found = integrated_slopes(*setting, seed, {})
+        assert found.slopes.corrections.keys() == drawn.corrections.keys()
+        for site, slope in found.slopes.corrections.items():
+            np.testing.assert_allclose(slope, drawn.corrections[site], rtol=1e-5)
+        whole = found.slopes.sensitivity + found.curved
+        rows.append([each[:4] for each in (drawn.sensitivity, whole, found.slopes.sensitivity)])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "corrections"), [(THERMAL, "plain", False), (SHOT, "plain", True), (THERMAL, "in place", True)]
+)
+def test_integrals_have_the_mean_of_draws_and_a_fraction_of_their_variance(kind, how, corrections):
+    """Exactly, since the loss is quadratic in what the rectifier gives."""
+    drawn, whole, uncurved = slopes(range(DRAWS), *setting(how, hardware((kind,)), corrections)).swapaxes(0, 1)
+    difference = whole - drawn
+    error = difference.std(0) / DRAWS**0.5
+    assert np.all(np.abs(difference.mean(0)) < Z * error)
+    assert np.max(np.abs((uncurved - drawn).mean(0)) / error) > 3 * Z, "curvature would not be missed"
+    assert whole.var(0).sum() < 0.3 * drawn.var(0).sum()
+
+
+@pytest.mark.parametrize("how", ["scaled", "seen"])
+def test_only_what_goes_straight_and_alone_into_a_rectifier_is_integrated(how):
+    drawn, whole, _ = slopes(range(3), *setting(how, hardware((THERMAL,)))).swapaxes(0, 1)
+    assert np.all(drawn != 0.0)
+    np.testing.assert_array_equal(whole, drawn)
+
+
+def test_noise_that_repetition_does_not_average_is_not_integrated():
+    """A floor's share of the noise does not answer to K."""
+    chip = hardware((THERMAL, SHOT))
+    floor = dataclasses.replace(chip.noise[0], averaged_by=frozenset())
+    chip = dataclasses.replace(chip, noise=(floor, chip.noise[1]))
+    drawn, whole, _ = slopes(range(3), *setting("plain", chip)).swapaxes(0, 1)
+    np.testing.assert_array_equal(whole, drawn)
+
+
+def test_weight_errors_are_drawn_as_ever():
+    drawn, whole, _ = slopes(range(3), *setting("plain", hardware((WEIGHT,)))).swapaxes(0, 1)
+    assert np.all(drawn != 0.0)
+    np.testing.assert_array_equal(whole, drawn)
+
+
+def test_parts_of_a_batch_add_up_to_the_whole():
+    model, task, judged, kmap, slots = setting("plain", hardware((SHOT,)), corrections=True)
+    whole = integrated_slopes(model, task, judged, kmap, slots, 5, {})
+    parts = [
+        integrated_slopes(model, task, Judged.of(model, task, part), kmap, slots, 5, {})
+        for part in judged.batch.split(4)
+    ]
+    assert len(parts) == 2
+    for of in (lambda each: each.slopes.sensitivity, lambda each: each.curved):
+        np.testing.assert_allclose(sum(map(of, parts)), of(whole), rtol=1e-4)
