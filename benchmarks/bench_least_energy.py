@@ -51,6 +51,7 @@ from precalloc.network.models import load_model
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operating_point import References, clean_values, noisy_values
 from precalloc.network.overlap import unseen
+from precalloc.network.refinement import STEP_EXAMPLES
 from precalloc.network.state import untouched
 from precalloc.network.tasks import Task
 from precalloc.refinements import is_promising
@@ -102,6 +103,8 @@ class Effort:
     examples: int
     seeds: int
     learning_steps: int
+    refining: tuple[int, int] | None = None
+    """Steps of refinement and examples of each; None for the defaults."""
 
 
 class Results:
@@ -162,7 +165,10 @@ class Case:
 
     def key(self, *rest: object) -> list[object]:
         """Name of a measurement in the results."""
-        return [self.fixture, self.noise, self.effort.calibration, self.effort.examples, self.effort.seeds, *rest]
+        effort = self.effort
+        of_refining = effort.refining is not None and str(rest[0]).startswith("precalloc")
+        refining = [list(effort.refining)] if of_refining else []
+        return [self.fixture, self.noise, effort.calibration, effort.examples, effort.seeds, *rest, *refining]
 
     def profile(self, method: str) -> tuple[precalloc.Profile, float]:
         """Profile that a method allocates by, and the seconds that it took; kept beside the results."""
@@ -202,7 +208,10 @@ class Case:
             found = compensate(self.model, self.calibration, wanted, check=not refines).bias_corrections
             allocation = allocation.with_bias_corrections(found, found)
         if refines:
-            allocation = precalloc.refine(self.model, self.calibration, profile, allocation)
+            steps, examples = self.effort.refining or (None, STEP_EXAMPLES)
+            allocation = precalloc.refine(
+                self.model, self.calibration, profile, allocation, steps=steps, step_examples=examples
+            )
         return allocation, time.process_time() - start
 
     def point(self, method: str, multiple: float) -> dict:
@@ -362,13 +371,22 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=5000, help="examples to simulate on")
     parser.add_argument("--seeds", type=int, default=4, help="noise draws of each")
     parser.add_argument("--learning-steps", type=int, default=1500)
+    parser.add_argument(
+        "--refining", type=int, nargs=2, metavar=("STEPS", "EXAMPLES"), help="of precalloc's refinement"
+    )
     arguments = parser.parse_args()
     if not arguments.fixtures.is_dir():
         print(f"Skipped: no fixtures in {arguments.fixtures}; give their folder with --fixtures.")
         return
     cases = list(CASES) if arguments.cases == ["all"] else [tuple(name.split(":")) for name in arguments.cases]
     methods = list(METHODS) if arguments.methods == ["all"] else arguments.methods
-    effort = Effort(arguments.calibration, arguments.examples, arguments.seeds, arguments.learning_steps)
+    effort = Effort(
+        arguments.calibration,
+        arguments.examples,
+        arguments.seeds,
+        arguments.learning_steps,
+        arguments.refining and tuple(arguments.refining),
+    )
     table = Table(title=f"least energy relative to uniform K; {effort}, 95 % intervals")
     for column in ("network", "noise", "method", "drop <= 1", "drop <= 2", "worse", "CPU s"):
         table.add_column(column, no_wrap=True)

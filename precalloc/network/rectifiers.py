@@ -10,13 +10,13 @@ with phi the standard normal density: the shift of the mean at the kink, and cur
 expectations have less variance (Rao-Blackwell; Ranganath et al. 2014, arXiv:1401.0118, section 3.1, for such
 gradients). H is estimated by squared gradients of `Task.sampled_loss`, in a backward pass of its own, which need not be
 done for every batch: as a sensitivity, times K, curvature hardly changes with K. What rectifiers further on add to it
-by their own kinks is left out.
+by their own kinks is left out; `Blend` trusts the integrals as far as they account for the slope of the draws.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from precalloc.hardware import Hardware, NoiseKind
 from precalloc.kmaps import KMap
 from precalloc.network.curvature import ChannelSlots
+from precalloc.network.descent import RunningMean
 from precalloc.network.draws import ExampleDraws
 from precalloc.network.forward import model_device
 from precalloc.network.interception import intercept
@@ -42,24 +43,71 @@ from precalloc.profiles import FloatArray
 
 # -u^2 / 2 where the density has vanished; beyond, denormal numbers are slow.
 _FAR = -80.0
+# Steps of which each estimates curvature, after which it is every so many; and how many estimates are averaged over.
+_CURVATURE_EVERY, _CURVATURE_MEMORY = 4, 4
+# Steps that tell how much of the draws' slope the integrals account for.
+_TOTALS_MEMORY = 10
 _RECTIFIERS = ("relu", "relu_")
 _SAMPLED = 203
 
 
 @dataclass(frozen=True)
 class IntegratedSlopes:
-    """Slopes of a batch's loss under noise, of which what goes straight into rectifiers is integrated out.
+    """Slopes of a batch's loss under noise, and what integrals put in the place of draws.
 
     Parameters
     ----------
-    slopes
-        Short of the curvature behind rectifiers.
-    curved : (channels,)
-        That curvature's part of the sensitivities, zero where no rectifier follows; None where it was not asked for.
+    drawn
+        Under one draw of all noise.
+    excess, curved : (channels,)
+        By how much the integral exceeds the draw in the sensitivities, in two parts: the shift of means at kinks less
+        the draw, and the curvature behind rectifiers. Zero where no rectifier follows; the second is None where it was
+        not asked for.
     """
 
-    slopes: Slopes
+    drawn: Slopes
+    excess: FloatArray
     curved: FloatArray | None
+
+
+class Blend:
+    """Sensitivities between those drawn and those integrated, step by step of a descent.
+
+    The slope of all K together, sum_u s_u / K_u, has little chance in it. Its means over the last steps, integrated
+    over drawn, tell how much of it the integrals account for, one at most; the sensitivities are those drawn and that
+    share of what the integrals exceed them by.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self._curved, self._totals = RunningMean(channels, _CURVATURE_MEMORY), RunningMean(2, _TOTALS_MEMORY)
+
+    @staticmethod
+    def bends(step: int) -> bool:
+        """Whether the curvature is to be estimated anew in a step; from one to the next it is held."""
+        return step < _CURVATURE_EVERY or step % _CURVATURE_EVERY == 0
+
+    def sensitivity(self, parts: Sequence[IntegratedSlopes], weight: float, k: FloatArray) -> FloatArray:
+        """Mean sensitivities (channels,) of a step's parts, of this weight in all, at K (channels,)."""
+        drawn = Slopes.mean([part.drawn for part in parts], weight).sensitivity
+        curved = [part.curved for part in parts if part.curved is not None]
+        if curved:
+            self._curved.take(np.sum(curved, axis=0) / weight)
+        excess: FloatArray = np.sum([part.excess for part in parts], axis=0) / weight + self._curved.mean
+        self._totals.take(np.array([float((drawn / k).sum()), float(((drawn + excess) / k).sum())]))
+        of_draws, of_integrals = self._totals.mean
+        share = float(np.clip(of_integrals / of_draws, 0.0, 1.0)) if of_draws > 0.0 else 0.0
+        found: FloatArray = drawn + share * excess
+        return found
+
+    def state(self) -> dict[str, FloatArray]:
+        """Everything that the next step depends on."""
+        parts = {"curved": self._curved.state(), "totals": self._totals.state()}
+        return {f"{part}-{name}": value for part, arrays in parts.items() for name, value in arrays.items()}
+
+    def restore(self, arrays: Mapping[str, FloatArray]) -> None:
+        """Go on after the finished steps."""
+        for part, of_part in (("curved-", self._curved), ("totals-", self._totals)):
+            of_part.restore({name.removeprefix(part): arrays[name] for name in arrays if name.startswith(part)})
 
 
 def integrated_slopes(
@@ -99,8 +147,7 @@ def integrated_slopes(
         excess[slots.of(call.site)] += call.excess_slopes(gradient)
     for call, gradient in zip(calls, sampled, strict=False):
         curved[slots.of(call.site)] += call.curved_slopes(gradient)
-    slopes = Slopes(drawn.sensitivity + point.k * excess, drawn.corrections)
-    return IntegratedSlopes(slopes, point.k * curved if curvature else None)
+    return IntegratedSlopes(drawn, point.k * excess, point.k * curved if curvature else None)
 
 
 def _gradients(target: Tensor, inputs: Sequence[Any], retain: bool = False) -> Sequence[Tensor | None]:

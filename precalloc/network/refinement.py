@@ -4,6 +4,10 @@ A few steps of `precalloc.network.descent` on E[L(K)] within the budget, each on
 gradients through re-parametrised noise (`precalloc.network.operating_point`). Where noise is strong the loss is no sum
 of s_u / K_u: channels act together on the mean of what follows, so only short steps from K to K are to be trusted.
 
+Noise that goes straight into a rectifier is integrated out of the gradients (`precalloc.network.rectifiers`), but for
+layers without corrections: their gradients are sums over channels, of which less is chance, so that it would win
+nothing.
+
 Where the start is compensated (`precalloc.network.compensation`) K moves to what suits its corrections, and they to
 what they are worth: each site's are scaled as a whole, by the gradients of the same steps, since a mean over all
 examples and positions is not the shift where the loss sees it. Scales are few, so that a few steps can tell; single
@@ -36,12 +40,12 @@ from precalloc.network.criteria import LossFn, MetricFn
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.data import Data, as_data, data_hash
 from precalloc.network.data_parts import first
-from precalloc.network.descent import LogDescent, RunningMean, ScaleDescent, Schedule
+from precalloc.network.descent import LogDescent, ScaleDescent, Schedule
 from precalloc.network.forward import ForwardFn
 from precalloc.network.models import model_hash
-from precalloc.network.operating_point import References, Slopes
+from precalloc.network.operating_point import References, Slopes, batch_slopes
 from precalloc.network.preparation import Prepared, TaskChoices, prepared
-from precalloc.network.rectifiers import integrated_slopes
+from precalloc.network.rectifiers import Blend, integrated_slopes
 from precalloc.network.splitting import hold_out
 from precalloc.network.state import derived_seed
 from precalloc.network.tasks import Task
@@ -58,9 +62,6 @@ _LEAST_STEPS = 4
 _SCHEDULES = {True: Schedule(24, 0.12), False: Schedule(40, 0.16)}
 # Length of the first step of the scales of corrections: 24 reach 1.8 to either side of one.
 _SCALE_LENGTH = 0.15
-# Steps of which each estimates the curvature behind rectifiers, after which it is every so many; and how many estimates
-# are averaged over.
-_CURVATURE_EVERY, _CURVATURE_MEMORY = 4, 4
 # Examples of a step by default, and of the comparison at most.
 STEP_EXAMPLES, CHECK_EXAMPLES = 6, 256
 # Places of what is compared; the last two where the start has corrections.
@@ -216,7 +217,7 @@ class _Descent:
         allocator = Allocator.of(profile, start.hardware, start.granularity, choices=choices)
         self._objective = allocator.objective
         self._place = LogDescent(allocator.problem, start.budget_joule, start.repetitions, effort.schedule)
-        self._curved = RunningMean(self._slots.total, _CURVATURE_MEMORY)
+        self._blend = Blend(self._slots.total)
         self._scales = ScaleDescent(start.bias_corrections, replace(effort.schedule, length=_SCALE_LENGTH))
 
     def go(self, progress: Progress, keeper: Checkpoint) -> None:
@@ -232,19 +233,24 @@ class _Descent:
             progress(self._place.done, self._effort.schedule.steps, "refining")
 
     def _mean_slopes(self, batch: Batch, seed: int) -> Slopes:
-        """Means over a step's examples under one draw of noise, with the curvature that is held."""
-        ready, kmap, step = self._ready, self._kmap(), self._place.done
-        curvature = step < _CURVATURE_EVERY or step % _CURVATURE_EVERY == 0
+        """Means over a step's examples under one draw of noise, integrated where that serves."""
         judged = [self._references.of(part) for part in batch.split(self._batch_size)]
-        parts = [
-            integrated_slopes(ready.model, ready.task, each, kmap, self._slots, seed, ready.layouts, curvature)
+        weight = sum(float(each.weight.sum()) for each in judged)
+        ready, kmap = self._ready, self._kmap()
+        if self._is_layer and not kmap.bias_corrections:
+            parts = [
+                batch_slopes(ready.model, ready.task, each, kmap, self._slots, seed, (1.0,), ready.layouts)
+                for each in judged
+            ]
+            return Slopes.mean(parts, weight)
+        bends = Blend.bends(self._place.done)
+        found = [
+            integrated_slopes(ready.model, ready.task, each, kmap, self._slots, seed, ready.layouts, bends)
             for each in judged
         ]
-        weight = sum(float(each.weight.sum()) for each in judged)
-        if curvature:
-            self._curved.take(np.sum([part.curved for part in parts if part.curved is not None], axis=0) / weight)
-        mean = Slopes.mean([part.slopes for part in parts], weight)
-        return replace(mean, sensitivity=mean.sensitivity + self._curved.mean)
+        k = self._slots.repeat_sites(self._place.k) if self._is_layer else self._place.k
+        mean = Slopes.mean([each.drawn for each in found], weight)
+        return replace(mean, sensitivity=self._blend.sensitivity(found, weight, k))
 
     @property
     def _is_layer(self) -> bool:
@@ -284,10 +290,10 @@ class _Descent:
 
     def state(self) -> Arrays:
         """Where the steps have led."""
-        parts = {"k": self._place.state(), "scales": self._scales.state(), "curved": self._curved.state()}
+        parts = {"k": self._place.state(), "scales": self._scales.state(), "blend": self._blend.state()}
         return {f"{part}/{name}": value for part, arrays in parts.items() for name, value in arrays.items()}
 
     def restore(self, arrays: Arrays) -> None:
         """Go on after the finished steps."""
-        for part, of_part in (("k/", self._place), ("scales/", self._scales), ("curved/", self._curved)):
+        for part, of_part in (("k/", self._place), ("scales/", self._scales), ("blend/", self._blend)):
             of_part.restore({name.removeprefix(part): arrays[name] for name in arrays if name.startswith(part)})

@@ -13,8 +13,8 @@ from precalloc import allocate, profile
 from precalloc.network.batches import Batch
 from precalloc.network.criteria import Regression
 from precalloc.network.curvature import ChannelSlots
-from precalloc.network.operating_point import Judged, batch_slopes
-from precalloc.network.rectifiers import integrated_slopes
+from precalloc.network.operating_point import Judged, Slopes, batch_slopes
+from precalloc.network.rectifiers import Blend, IntegratedSlopes, integrated_slopes
 from precalloc.network.tasks import Task
 
 Z, DRAWS = 4.5, 600
@@ -55,11 +55,12 @@ def slopes(seeds, *setting):
     for seed in seeds:
         drawn = batch_slopes(*setting, seed, (1.0,), {})
         found = integrated_slopes(*setting, seed, {})
-        assert found.slopes.corrections.keys() == drawn.corrections.keys()
-        for site, slope in found.slopes.corrections.items():
-            np.testing.assert_allclose(slope, drawn.corrections[site], rtol=1e-5)
-        whole = found.slopes.sensitivity + found.curved
-        rows.append([each[:4] for each in (drawn.sensitivity, whole, found.slopes.sensitivity)])
+        np.testing.assert_allclose(found.drawn.sensitivity, drawn.sensitivity, rtol=1e-4)
+        assert found.drawn.corrections.keys() == drawn.corrections.keys()
+        for site, slope in found.drawn.corrections.items():
+            np.testing.assert_allclose(slope, drawn.corrections[site], rtol=1e-4)
+        uncurved = drawn.sensitivity + found.excess
+        rows.append([each[:4] for each in (drawn.sensitivity, uncurved + found.curved, uncurved)])
     return np.array(rows)
 
 
@@ -106,5 +107,30 @@ def test_parts_of_a_batch_add_up_to_the_whole():
         for part in judged.batch.split(4)
     ]
     assert len(parts) == 2
-    for of in (lambda each: each.slopes.sensitivity, lambda each: each.curved):
+    for of in (lambda each: each.excess, lambda each: each.curved):
         np.testing.assert_allclose(sum(map(of, parts)), of(whole), rtol=1e-4)
+
+
+def test_a_blend_trusts_the_integrals_as_far_as_they_account_for_the_draws():
+    k, drawn = np.array([1.0, 2.0]), np.array([4.0, -2.0])
+    blend, slopes = Blend(2), Slopes(3.0 * drawn, {})
+    first = blend.sensitivity([IntegratedSlopes(slopes, np.array([-6.0, 3.0]), np.array([0.0, 3.0]))], 3.0, k)
+    # The draws' slope is 4 - 1, the integrals' 2 + 0: two thirds of it.
+    np.testing.assert_allclose(first, drawn + 2 / 3 * np.array([-2.0, 2.0]))
+    held = blend.sensitivity([IntegratedSlopes(slopes, np.array([9.0, 6.0]), None)], 3.0, k)
+    # Means over both steps: 3 and (2 + 7.5) / 2, which is more than all of it; the curvature of before is held.
+    np.testing.assert_allclose(held, drawn + np.array([3.0, 3.0]))
+    other = Blend(2)
+    other.restore(blend.state())
+    again = IntegratedSlopes(slopes, np.array([-6.0, 0.0]), np.array([1.0, 1.0]))
+    np.testing.assert_array_equal(*(each.sensitivity([again], 3.0, k) for each in (blend, other)))
+
+
+def test_a_blend_of_draws_that_want_less_energy_is_the_draws():
+    drawn = np.array([-4.0, 1.0])
+    found = Blend(2).sensitivity([IntegratedSlopes(Slopes(drawn, {}), np.ones(2), np.ones(2))], 1.0, np.ones(2))
+    np.testing.assert_array_equal(found, drawn)
+
+
+def test_curvature_is_estimated_often_at_first():
+    assert [step for step in range(14) if Blend.bends(step)] == [0, 1, 2, 3, 4, 8, 12]
