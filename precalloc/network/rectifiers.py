@@ -258,6 +258,7 @@ def _integrals(found: Injected, bends: bool) -> tuple[Tensor, Tensor | None]:
     noisy, noise = widened(found.y), widened(found.noisy) - widened(found.clean)
     mean = widened(found.clean) if found.y is found.noisy else noisy - noise
     deviation = math.prod(found.deviation[1:], start=found.deviation[0])
+    deviation = deviation.clamp_min(torch.finfo(deviation.dtype).tiny ** 0.5)  # zero where there is nothing to see
     at_kink = mean.square().mul_(-0.5 / deviation.square()).clamp_min_(_FAR).exp_()
     at_kink.mul_(deviation / math.sqrt(2.0 * math.pi))
     bent = _where_on(deviation.square() - at_kink * noisy, noisy) if bends else None

@@ -93,6 +93,16 @@ def test_noise_that_repetition_does_not_average_is_not_integrated():
     np.testing.assert_array_equal(whole, drawn)
 
 
+def test_where_there_is_no_noise_slopes_are_zero():
+    """Shot noise of an empty input, behind which the rectifier is at its kink."""
+    model, task, judged, kmap, slots = setting("plain", hardware((SHOT,)))
+    torch.nn.init.zeros_(model.first.bias)
+    empty = dataclasses.replace(judged.batch, inputs={"x": torch.zeros(6, 2, 9)})
+    found = integrated_slopes(model, task, dataclasses.replace(judged, batch=empty), kmap, slots, 5, {})
+    for values in (found.drawn.sensitivity, found.excess, found.curved):
+        np.testing.assert_allclose(values[:4], 0.0, atol=1e-12)
+
+
 def test_weight_errors_are_drawn_as_ever():
     drawn, whole, _ = slopes(range(3), *setting("plain", hardware((WEIGHT,)))).swapaxes(0, 1)
     assert np.all(drawn != 0.0)
