@@ -138,9 +138,12 @@ def integrated_slopes(
         loss = (task.loss(output, judged.reference) * judged.weight).sum()
         calls = noise.calls
         edges: list[Any] = [call.edge for call in calls]
-        gradients = _gradients(loss, [*point.leaves, *edges], retain=curvature)
-        draws = ExampleDraws((seed, _SAMPLED), batch.start, batch.size, device) if curvature and edges else None
-        sampled = () if draws is None else _gradients(task.sampled_loss(output, judged.reference, draws), edges)
+        bends = curvature and bool(edges)
+        gradients = _gradients(loss, [*point.leaves, *edges], retain=bends)
+        sampled: Sequence[Tensor | None] = ()
+        if bends:
+            draws = ExampleDraws((seed, _SAMPLED), batch.start, batch.size, device)
+            sampled = _gradients(task.sampled_loss(output, judged.reference, draws), edges)
     leaves = len(point.leaves)
     drawn, excess, curved = point.slopes(gradients[:leaves]), np.zeros(slots.total), np.zeros(slots.total)
     for call, gradient in zip(calls, gradients[leaves:], strict=True):
