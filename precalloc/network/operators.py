@@ -73,10 +73,14 @@ class Product:
 
     def channel_sum(self, y: Tensor) -> Tensor:
         """Sum what is shaped as the output over everything but its channels, (channels,)."""
+        others = self.other_axes(y)
+        return (y.sum(others) if others else y).flatten()
+
+    def other_axes(self, y: Tensor) -> list[int]:
+        """Axes of the output y that number no channels."""
         assert self.channel_axes is not None
         kept = {axis + y.dim() for axis in self.channel_axes}
-        others = [axis for axis in range(y.dim()) if axis not in kept]
-        return (y.sum(others) if others else y).flatten()
+        return [axis for axis in range(y.dim()) if axis not in kept]
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,5 @@ class ShiftAverages:
 
 def channel_mean(y: Tensor, product: Product) -> Tensor:
     """Mean of a product's output over everything but its channels, (channels,)."""
-    assert product.channel_axes is not None
-    kept = {axis + y.dim() for axis in product.channel_axes}
-    others = [axis for axis in range(y.dim()) if axis not in kept]
+    others = product.other_axes(y)
     return (y.mean(others) if others else y).flatten().double()
