@@ -62,7 +62,8 @@ class SiteNoise:
     ) -> SiteNoise:
         """Noise at K ``repetitions``; a term that the hardware's redundancy does not average keeps its strength."""
         strength = {
-            term.kind: term.strength / repetitions ** float(hardware.is_averaged(term)) for term in hardware.noise
+            term.kind: term.strength / (repetitions if hardware.is_averaged(term) else repetitions**0.0)
+            for term in hardware.noise
         }
         return cls(strength, ranges, bias)
 
