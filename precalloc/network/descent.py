@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -65,6 +66,30 @@ class Adam:
     def restore(self, arrays: Mapping[str, FloatArray]) -> None:
         """Go on after the finished steps."""
         self._first, self._second, self.done = arrays["first"].copy(), arrays["second"].copy(), int(arrays["done"])
+
+
+class Stateful(Protocol):
+    """Something that can go on from what it was."""
+
+    def state(self) -> dict[str, FloatArray]:
+        """Everything that what comes next depends on."""
+        ...
+
+    def restore(self, arrays: Mapping[str, FloatArray]) -> None:
+        """Go on from a state."""
+        ...
+
+
+def joined_state(parts: Mapping[str, Stateful]) -> dict[str, FloatArray]:
+    """States of several parts in one, by names with the part's before them."""
+    return {f"{part}/{name}": value for part, each in parts.items() for name, value in each.state().items()}
+
+
+def restore_parts(parts: Mapping[str, Stateful], arrays: Mapping[str, FloatArray]) -> None:
+    """Undo `joined_state`."""
+    for part, each in parts.items():
+        before = f"{part}/"
+        each.restore({name.removeprefix(before): value for name, value in arrays.items() if name.startswith(before)})
 
 
 class RunningMean:

@@ -29,7 +29,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from precalloc.hardware import Hardware, NoiseKind
 from precalloc.kmaps import KMap
 from precalloc.network.curvature import ChannelSlots
-from precalloc.network.descent import RunningMean
+from precalloc.network.descent import RunningMean, Stateful, joined_state, restore_parts
 from precalloc.network.draws import ExampleDraws
 from precalloc.network.forward import model_device
 from precalloc.network.interception import intercept
@@ -86,9 +86,10 @@ class Blend:
         """Whether the curvature is to be estimated anew in a step; from one to the next it is held."""
         return step < _CURVATURE_EVERY or step % _CURVATURE_EVERY == 0
 
-    def sensitivity(self, parts: Sequence[IntegratedSlopes], weight: float, k: FloatArray) -> FloatArray:
-        """Mean sensitivities (channels,) of a step's parts, of this weight in all, at K (channels,)."""
-        drawn = Slopes.mean([part.drawn for part in parts], weight).sensitivity
+    def slopes(self, parts: Sequence[IntegratedSlopes], weight: float, k: FloatArray) -> Slopes:
+        """Mean slopes of a step's parts, of this weight in all, at K (channels,)."""
+        mean = Slopes.mean([part.drawn for part in parts], weight)
+        drawn = mean.sensitivity
         curved = [part.curved for part in parts if part.curved is not None]
         if curved:
             self._curved.take(np.sum(curved, axis=0) / weight)
@@ -96,18 +97,19 @@ class Blend:
         self._totals.take(np.array([float((drawn / k).sum()), float(((drawn + excess) / k).sum())]))
         of_draws, of_integrals = self._totals.mean
         share = float(np.clip(of_integrals / of_draws, 0.0, 1.0)) if of_draws > 0.0 else 0.0
-        found: FloatArray = drawn + share * excess
-        return found
+        return Slopes(drawn + share * excess, mean.corrections)
+
+    @property
+    def _parts(self) -> dict[str, Stateful]:
+        return {"curved": self._curved, "totals": self._totals}
 
     def state(self) -> dict[str, FloatArray]:
         """Everything that the next step depends on."""
-        parts = {"curved": self._curved.state(), "totals": self._totals.state()}
-        return {f"{part}-{name}": value for part, arrays in parts.items() for name, value in arrays.items()}
+        return joined_state(self._parts)
 
     def restore(self, arrays: Mapping[str, FloatArray]) -> None:
         """Go on after the finished steps."""
-        for part, of_part in (("curved-", self._curved), ("totals-", self._totals)):
-            of_part.restore({name.removeprefix(part): arrays[name] for name in arrays if name.startswith(part)})
+        restore_parts(self._parts, arrays)
 
 
 def integrated_slopes(

@@ -40,7 +40,7 @@ from precalloc.network.criteria import LossFn, MetricFn
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.data import Data, as_data, data_hash
 from precalloc.network.data_parts import first
-from precalloc.network.descent import LogDescent, ScaleDescent, Schedule
+from precalloc.network.descent import LogDescent, ScaleDescent, Schedule, Stateful, joined_state, restore_parts
 from precalloc.network.forward import ForwardFn
 from precalloc.network.models import model_hash
 from precalloc.network.operating_point import References, Slopes, batch_slopes
@@ -249,8 +249,7 @@ class _Descent:
             for each in judged
         ]
         k = self._slots.repeat_sites(self._place.k) if self._is_layer else self._place.k
-        mean = Slopes.mean([each.drawn for each in found], weight)
-        return replace(mean, sensitivity=self._blend.sensitivity(found, weight, k))
+        return self._blend.slopes(found, weight, k)
 
     @property
     def _is_layer(self) -> bool:
@@ -288,12 +287,14 @@ class _Descent:
         )
         return found.with_bias_corrections(self._scales.corrections, start.uniform.bias_corrections)
 
+    @property
+    def _parts(self) -> dict[str, Stateful]:
+        return {"k": self._place, "scales": self._scales, "blend": self._blend}
+
     def state(self) -> Arrays:
         """Where the steps have led."""
-        parts = {"k": self._place.state(), "scales": self._scales.state(), "blend": self._blend.state()}
-        return {f"{part}/{name}": value for part, arrays in parts.items() for name, value in arrays.items()}
+        return joined_state(self._parts)
 
     def restore(self, arrays: Arrays) -> None:
         """Go on after the finished steps."""
-        for part, of_part in (("k/", self._place), ("scales/", self._scales), ("blend/", self._blend)):
-            of_part.restore({name.removeprefix(part): arrays[name] for name in arrays if name.startswith(part)})
+        restore_parts(self._parts, arrays)

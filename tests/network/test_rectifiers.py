@@ -124,22 +124,22 @@ def test_parts_of_a_batch_add_up_to_the_whole():
 def test_a_blend_trusts_the_integrals_as_far_as_they_account_for_the_draws():
     k, drawn = np.array([1.0, 2.0]), np.array([4.0, -2.0])
     blend, slopes = Blend(2), Slopes(3.0 * drawn, {})
-    first = blend.sensitivity([IntegratedSlopes(slopes, np.array([-6.0, 3.0]), np.array([0.0, 3.0]))], 3.0, k)
+    first = blend.slopes([IntegratedSlopes(slopes, np.array([-6.0, 3.0]), np.array([0.0, 3.0]))], 3.0, k)
     # The draws' slope is 4 - 1, the integrals' 2 + 0: two thirds of it.
-    np.testing.assert_allclose(first, drawn + 2 / 3 * np.array([-2.0, 2.0]))
-    held = blend.sensitivity([IntegratedSlopes(slopes, np.array([9.0, 6.0]), None)], 3.0, k)
+    np.testing.assert_allclose(first.sensitivity, drawn + 2 / 3 * np.array([-2.0, 2.0]))
+    held = blend.slopes([IntegratedSlopes(slopes, np.array([9.0, 6.0]), None)], 3.0, k)
     # Means over both steps: 3 and (2 + 7.5) / 2, which is more than all of it; the curvature of before is held.
-    np.testing.assert_allclose(held, drawn + np.array([3.0, 3.0]))
+    np.testing.assert_allclose(held.sensitivity, drawn + np.array([3.0, 3.0]))
     other = Blend(2)
     other.restore(blend.state())
     again = IntegratedSlopes(slopes, np.array([-6.0, 0.0]), np.array([1.0, 1.0]))
-    np.testing.assert_array_equal(*(each.sensitivity([again], 3.0, k) for each in (blend, other)))
+    np.testing.assert_array_equal(*(each.slopes([again], 3.0, k).sensitivity for each in (blend, other)))
 
 
 def test_a_blend_of_draws_that_want_less_energy_is_the_draws():
     drawn = np.array([-4.0, 1.0])
-    found = Blend(2).sensitivity([IntegratedSlopes(Slopes(drawn, {}), np.ones(2), np.ones(2))], 1.0, np.ones(2))
-    np.testing.assert_array_equal(found, drawn)
+    found = Blend(2).slopes([IntegratedSlopes(Slopes(drawn, {}), np.ones(2), np.ones(2))], 1.0, np.ones(2))
+    np.testing.assert_array_equal(found.sensitivity, drawn)
 
 
 def test_curvature_is_estimated_often_at_first():

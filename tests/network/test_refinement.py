@@ -26,6 +26,7 @@ from precalloc import allocate, compensate, profile, refine
 from precalloc.accuracy import paired_difference
 from precalloc.errors import DataError, ProfileError
 from precalloc.kmaps import KMap
+from precalloc.network import refinement
 from precalloc.network.batches import Batch
 from precalloc.network.comparison import Comparison
 from precalloc.network.criteria import Regression
@@ -35,6 +36,7 @@ from precalloc.network.descent import LogDescent, RunningMean, ScaleDescent, Sch
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operating_point import Judged, batch_slopes, noisy_values
 from precalloc.network.preparation import TaskChoices, prepared
+from precalloc.network.rectifiers import integrated_slopes
 from precalloc.network.splitting import hold_out
 from precalloc.network.tasks import Task
 from precalloc.objective import Granularity, Objective
@@ -224,6 +226,29 @@ def test_an_interrupted_refinement_goes_on_bit_for_bit(compensated, during, tmp_
     assert resumed.refinement == whole.refinement
     assert resumed.bias_corrections.keys() == whole.bias_corrections.keys() == start.bias_corrections.keys()
     assert all(np.array_equal(resumed.bias_corrections[name], c) for name, c in whole.bias_corrections.items())
+
+
+@pytest.mark.parametrize(
+    ("granularity", "compensated", "wanted"), [("layer", False, 0), ("layer", True, 4), ("channel", False, 4)]
+)
+def test_noise_is_integrated_per_channel_and_with_corrections(granularity, compensated, wanted, monkeypatch):
+    model, x, seen = initialised(Straight(), seed=2), normal(3, 60, 1, 68), []
+
+    def counted(*arguments):
+        found = integrated_slopes(*arguments)
+        seen.append(found.excess)
+        return found
+
+    monkeypatch.setattr(refinement, "integrated_slopes", counted)
+    chip = dataclasses.replace(hardware((THERMAL,)), digital_biases=True)
+    found = profile(model, x, chip, margins=0)
+    start = allocate(found, "3x", hardware=chip, granularity=granularity)
+    if compensated:
+        start = compensate(model, x, start, check=False)
+    refine(model, x, found, start, steps=4)
+    assert len(seen) == wanted
+    first = slots_of(found).of(found.sites[0].name)
+    assert all(np.all(excess[first] != 0.0) for excess in seen)
 
 
 def test_data_model_and_allocation_must_be_the_profiles():
