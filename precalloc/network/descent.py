@@ -6,7 +6,9 @@ Stationary K within a budget satisfy dE[L] / d log K_u + lambda c_u K_u / B = 0 
 
 the loss that one e-fold of energy is worth. Steps follow that gradient by Adam (Kingma and Ba 2015, arXiv:1412.6980)
 and are scaled back to the budget each time. Adam's steps are of one length whatever the gradient's size, so units whose
-gradient is mostly noise wander by a fraction of it, and those that have a signal go there together.
+gradient is mostly noise wander by a fraction of it, and those that have a signal go there together. Units are many, and
+wandering may cost more than those that have a signal gain: `Chance` shortens the steps of a site's channels, or of all
+layers, together.
 
 Corrections c_l of site l are taken a_l times, with a_l = 1 to begin with. That costs no energy and has no bounds, and
 
@@ -20,9 +22,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from precalloc.profiles import FloatArray
 from solvers import Problem
+
+Numbers = npt.NDArray[np.int64]
 
 _MOMENTUM, _MEMORY = 0.9, 0.99
 _TINY = 1e-30
@@ -56,7 +61,13 @@ class Adam:
         self._first += (1.0 - _MOMENTUM) * (gradient - self._first)
         self._second += (1.0 - _MEMORY) * (gradient**2 - self._second)
         mean = self._first / (1.0 - _MOMENTUM**self.done)
-        found: FloatArray = mean / (np.sqrt(self._second / (1.0 - _MEMORY**self.done)) + _TINY)
+        found: FloatArray = mean / (np.sqrt(self.mean_square) + _TINY)
+        return found
+
+    @property
+    def mean_square(self) -> FloatArray:
+        """Running mean of the squared gradients (n,)."""
+        found: FloatArray = self._second / (1.0 - _MEMORY**self.done)
         return found
 
     def state(self) -> dict[str, FloatArray]:
@@ -66,6 +77,57 @@ class Adam:
     def restore(self, arrays: Mapping[str, FloatArray]) -> None:
         """Go on after the finished steps."""
         self._first, self._second, self.done = arrays["first"].copy(), arrays["second"].copy(), int(arrays["done"])
+
+
+class Chance:
+    """How much of running means of gradients is no chance, block by block.
+
+    Half the squared difference of one gradient from the next is the variance N_u of chance in it, whatever the mean
+    does (von Neumann 1941, Ann. Math. Stat. 12, 367), averaged here with the squared weights that gradients have in
+    the running mean m_u, which add up to kappa. Over the units of a block
+
+        share = max(0, 1 - sum_u (kappa N_u / v_u) / sum_u (m_u^2 / v_u))
+
+    of Adam's squared directions m_u / sqrt(v_u) is no chance. By that share the positive-part rule of James and Stein
+    shrinks means (Efron and Morris 1973, J. Am. Stat. Assoc. 68, 117); by its root directions are as long as those of
+    the signal alone, which is what steps of a set length want.
+
+    Parameters
+    ----------
+    blocks : (n,)
+        Number of every unit's block. Units alone in theirs, which tell nothing by themselves, make up one together.
+    """
+
+    def __init__(self, blocks: Numbers) -> None:
+        self._blocks = np.where(np.bincount(blocks)[blocks] == 1, blocks.max() + 1, blocks)
+        self._latest: FloatArray = np.zeros(len(blocks))
+        self._variance: FloatArray = np.zeros(len(blocks))
+        self._taken = 0
+
+    def damping(self, gradient: FloatArray, direction: FloatArray, mean_square: FloatArray) -> FloatArray:
+        """Take in one more gradient (n,): what to multiply Adam's direction by, (n,); zero at the first."""
+        done, memory = self._taken, _MOMENTUM**2
+        self._taken += 1
+        difference, self._latest = gradient - self._latest, gradient
+        if done == 0:
+            return np.zeros(len(gradient))
+        self._variance = memory * self._variance + (1.0 - memory) * 0.5 * difference**2
+        weight = (1.0 - _MOMENTUM) * (1.0 + _MOMENTUM**self._taken)
+        kappa = weight / ((1.0 + _MOMENTUM) * (1.0 - _MOMENTUM**self._taken))
+        chance = kappa * self._variance / (1.0 - memory**done) / (mean_square + _TINY)
+        of_chance, of_all = np.bincount(self._blocks, chance), np.bincount(self._blocks, direction**2)
+        share = np.clip(1.0 - of_chance / (of_all + _TINY), 0.0, 1.0)
+        found: FloatArray = np.sqrt(share)[self._blocks]
+        return found
+
+    def state(self) -> dict[str, FloatArray]:
+        """Everything that what comes next depends on."""
+        return {"latest": self._latest, "variance": self._variance, "taken": np.array(self._taken)}
+
+    def restore(self, arrays: Mapping[str, FloatArray]) -> None:
+        """Go on after the finished steps."""
+        self._latest, self._variance = arrays["latest"].copy(), arrays["variance"].copy()
+        self._taken = int(arrays["taken"])
 
 
 class Stateful(Protocol):
@@ -124,14 +186,21 @@ class LogDescent:
         In the unit of the problem's costs.
     k : (units,)
         Where to start; scaled to the budget.
+    blocks : (units,)
+        Number of every unit's block, whose steps `Chance` shortens together; by default they stay as they are.
     """
 
-    def __init__(self, problem: Problem, budget: float, k: FloatArray, schedule: Schedule) -> None:
+    def __init__(
+        self, problem: Problem, budget: float, k: FloatArray, schedule: Schedule, blocks: Numbers | None = None
+    ) -> None:
         self._share = np.asarray(problem.cost, dtype=float).reshape(-1) / budget
         self._bounds, self._schedule = (np.asarray(problem.k_min), np.asarray(problem.k_max)), schedule
         self._group = _groups(problem)
         self.k = on_budget(k, self._share, self._bounds)
         self._adam, self.multiplier = Adam(int(self._group.max()) + 1), 0.0
+        self._chance: Chance | None = None
+        if blocks is not None:
+            self._chance = Chance(blocks[np.unique(self._group, return_index=True)[1]])
 
     @property
     def done(self) -> int:
@@ -144,8 +213,11 @@ class LogDescent:
         self.multiplier += (float(slope.sum()) - self.multiplier) / (self.done + 1)
         pull = max(self.multiplier, 0.0) * self._share * self.k - slope
         gradient = np.bincount(self._group, pull).astype(np.float64)
-        move = -self._adam.direction(gradient)[self._group]
-        self.k = on_budget(self.k * np.exp(self._schedule.of(self.done) * move), self._share, self._bounds)
+        move = -self._adam.direction(gradient)
+        if self._chance is not None:
+            move *= self._chance.damping(gradient, move, self._adam.mean_square)
+        step = self._schedule.of(self.done) * move[self._group]
+        self.k = on_budget(self.k * np.exp(step), self._share, self._bounds)
 
     def optimal_damage(self, least: float) -> FloatArray:
         """Damages at K = 1 for which the present K are optimal, lambda c_u K_u^2 / B with lambda at least ``least``."""
@@ -154,12 +226,16 @@ class LogDescent:
 
     def state(self) -> dict[str, FloatArray]:
         """Everything that the next step depends on."""
-        return {"k": self.k, "multiplier": np.array(self.multiplier), **self._adam.state()}
+        return {"k": self.k, "multiplier": np.array(self.multiplier), **joined_state(self._parts)}
 
     def restore(self, arrays: Mapping[str, FloatArray]) -> None:
         """Go on after the finished steps."""
         self.k, self.multiplier = arrays["k"].copy(), float(arrays["multiplier"])
-        self._adam.restore(arrays)
+        restore_parts(self._parts, arrays)
+
+    @property
+    def _parts(self) -> dict[str, Stateful]:
+        return {"adam": self._adam} | ({} if self._chance is None else {"chance": self._chance})
 
 
 class ScaleDescent:
@@ -198,13 +274,13 @@ class ScaleDescent:
         self._adam.restore(arrays)
 
 
-def _groups(problem: Problem) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _groups(problem: Problem) -> Numbers:
     """Number every unit's group: tied units have one together."""
     if problem.ties is None:
         return np.arange(problem.n)
     alone = problem.ties < 0
     labels = np.where(alone, problem.ties.max(initial=0) + 1 + np.arange(problem.n), problem.ties)
-    found: np.ndarray[tuple[int], np.dtype[np.int64]] = np.unique(labels, return_inverse=True)[1].reshape(-1)
+    found: Numbers = np.unique(labels, return_inverse=True)[1].reshape(-1)
     return found
 
 

@@ -57,9 +57,9 @@ from precalloc.refinements import REFINED, Refinement
 _DESCENT, _CHECK = 201, 202
 # Fewer cannot tell a gradient from its noise.
 _LEAST_STEPS = 4
-# Steps, and the length of the first in log K, by whether corrections are at work: ever shorter, they reach a factor of
-# four with them and of 26 without, where K alone bears the shift of means and has farther to go.
-_SCHEDULES = {True: Schedule(24, 0.12), False: Schedule(40, 0.16)}
+# Steps, and the length of the first in log K: ever shorter, they reach a factor of four with corrections at work and of
+# 26 and more without, where K alone bears the shift of means and has farther to go; longer steps serve channels there.
+_COMPENSATED, _LAYERS, _CHANNELS = Schedule(24, 0.12), Schedule(40, 0.16), Schedule(40, 0.24)
 # Length of the first step of the scales of corrections: 24 reach 1.8 to either side of one.
 _SCALE_LENGTH = 0.15
 # Examples of a step by default, and of the comparison at most.
@@ -144,7 +144,7 @@ def refine(
         chosen_on, held_out = hold_out(source)
         effort = _Effort(schedule, step_examples, seed)
         descent = _Descent(ready, chosen_on, profile, allocation, effort, batch_size)
-        identity = f"refinement, integrated {profile.provenance} {ready.task.name} {allocation.kmap().digest} {effort}"
+        identity = f"refinement, damped {profile.provenance} {ready.task.name} {allocation.kmap().digest} {effort}"
         keeper = Checkpoint(checkpoint, identity)
         with keeper.running(descent.state, descent.restore):
             descent.go(progress, keeper)
@@ -156,7 +156,9 @@ def refine(
 
 def schedule_of(allocation: Allocation) -> Schedule:
     """Steps in log K that are taken from an allocation by default."""
-    return _SCHEDULES[bool(allocation.bias_corrections)]
+    if allocation.bias_corrections:
+        return _COMPENSATED
+    return _LAYERS if allocation.granularity is Granularity.LAYER else _CHANNELS
 
 
 def _best(plans: Sequence[Allocation], seen: Comparison, steps: int) -> Allocation:
@@ -216,7 +218,8 @@ class _Descent:
         choices = start.choices.of_analog()
         allocator = Allocator.of(profile, start.hardware, start.granularity, choices=choices)
         self._objective = allocator.objective
-        self._place = LogDescent(allocator.problem, start.budget_joule, start.repetitions, effort.schedule)
+        sites = self._objective.site_of_unit
+        self._place = LogDescent(allocator.problem, start.budget_joule, start.repetitions, effort.schedule, sites)
         self._blend = Blend(self._slots.total)
         self._scales = ScaleDescent(start.bias_corrections, replace(effort.schedule, length=_SCALE_LENGTH))
 

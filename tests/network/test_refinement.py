@@ -32,7 +32,7 @@ from precalloc.network.comparison import Comparison
 from precalloc.network.criteria import Regression
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.data import as_data
-from precalloc.network.descent import LogDescent, RunningMean, ScaleDescent, Schedule
+from precalloc.network.descent import Chance, LogDescent, RunningMean, ScaleDescent, Schedule
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operating_point import Judged, batch_slopes, noisy_values
 from precalloc.network.preparation import TaskChoices, prepared
@@ -289,6 +289,51 @@ def test_descent_reaches_the_optimum_of_separable_damage_within_bounds_and_ties(
     np.testing.assert_allclose(descent.optimal_damage(0.0), multiplier * cost * descent.k**2 / 20.0, rtol=0.1)
 
 
+@pytest.mark.parametrize("steps", [2, 5, 40])
+def test_share_that_is_no_chance_is_that_of_the_signal(steps):
+    """The share is what running means are best shrunk by, the regression of true means on them, in every block."""
+    rng, blocks = np.random.default_rng(4), np.repeat(np.arange(60), 300)
+    signal, ones, chance = rng.normal(size=len(blocks)), np.ones(len(blocks)), Chance(blocks)
+    weights = 0.9 ** np.arange(steps)[::-1]
+    gradients = signal + 2.0 * rng.normal(size=(steps, len(blocks)))
+    for step in range(1, steps + 1):
+        mean = weights[-step:] @ gradients[:step] / weights[-step:].sum()
+        damping = chance.damping(gradients[step - 1], mean, ones)
+    assert all(np.ptp(damping[blocks == block]) == 0.0 for block in range(60))
+    wrong = damping[::300] ** 2 - np.bincount(blocks, signal * mean) / np.bincount(blocks, mean**2)
+    error = wrong.std(ddof=1) / 60**0.5
+    assert error < 0.02
+    assert 0.25 < np.mean(damping**2) < 0.9, "the comparison would say nothing"
+    assert abs(wrong.mean()) < Z * error
+
+
+def test_units_alone_in_their_blocks_are_taken_together():
+    gradients, directions = np.random.default_rng(6).normal(size=(2, 5, 6))
+    alone, together = Chance(np.array([0, 1, 1, 5, 1, 7])), Chance(np.array([0, 1, 1, 0, 1, 0]))
+    for gradient, direction in zip(gradients, directions, strict=True):
+        found = [chance.damping(gradient, direction, np.ones(6)) for chance in (alone, together)]
+        np.testing.assert_array_equal(*found)
+    assert 0.0 < found[0][0] < 1.0
+
+
+def test_channels_without_a_signal_stay_where_they_are():
+    """Those of the first site are worth their energy; of the second, one half is worth more and the other less."""
+    rng, blocks = np.random.default_rng(5), np.repeat([0, 1], 200)
+    damage = np.where(blocks == 0, 1.0, np.tile([0.25, 1.75], 200))
+    problem = Problem(damage, np.ones(400), 4000.0, 0.1, 100.0, "continuous")
+
+    def descend(of_sites):
+        descent = LogDescent(problem, 4000.0, np.full(400, 10.0), Schedule(40, 0.16), of_sites)
+        for _ in range(40):
+            descent.step(damage + rng.normal(size=400))
+        low, high = np.log(descent.k[200::2]), np.log(descent.k[201::2])
+        return np.log(descent.k[:200]).std(), high.mean() - low.mean()
+
+    (wandered, apart), (held, still_apart) = descend(None), descend(blocks)
+    assert held < 0.5 * wandered
+    assert still_apart > 0.8 * apart > 0.5
+
+
 def test_scales_reach_what_corrections_are_worth():
     """Loss sum_l |t_l - a_l c_l|^2 / 2, of which noise blurs the slopes: a_l = t_l . c_l / |c_l|^2."""
     rng = np.random.default_rng(8)
@@ -365,9 +410,9 @@ def test_a_compensated_start_is_refined_with_its_corrections_at_work():
     chip = dataclasses.replace(hardware((THERMAL,), levels={THERMAL: 0.2}), digital_biases=True)
     data = {"x": x, "y": model(x).detach()}  # squared error surely gains from means that are right
     found = profile(model, data, chip, margins=0)
-    start = compensate(model, data, allocate(found, "4x", hardware=chip))
+    start = compensate(model, data, allocate(found, "4x", hardware=chip, granularity="channel"))
     assert start.bias_corrections
-    refined = refine(model, data, found, start)
+    refined = refine(model, data, found, start, draws=8)
     assert refined.refinement.kept
     assert refined.refinement.steps == 24
     assert refined.bias_corrections.keys() == start.bias_corrections.keys()
