@@ -12,7 +12,7 @@ profile, allocation and refinement of one budget; for the paper's method its lea
 The paper's method (`precalloc.network.estimators.learned`, penalty variant) learns for one budget, near where it
 reaches the wanted drops; at the others the ratios of its K are kept. Compensated methods have bias corrections on top;
 precalloc's refinement moves K with them at work. Both choose on the same calibration examples. Where all noise is of
-weights, refinement wins nothing (`bench_refinement`) and precalloc is curvature's K map as it is.
+weights, refinement wins little or loses (`bench_refinement`) and precalloc is curvature's K map as it is.
 
 K is integer on the crossbars and continuous with homodyne detection, as the presets say. Sentences are run in batches
 of like length, without the padding that the fixture's arrays have. Needs the fixtures, by default in
