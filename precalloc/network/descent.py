@@ -27,8 +27,6 @@ import numpy.typing as npt
 from precalloc.profiles import FloatArray
 from solvers import Problem
 
-Numbers = npt.NDArray[np.int64]
-
 _MOMENTUM, _MEMORY = 0.9, 0.99
 _TINY = 1e-30
 # Bisections of the logarithm of a scale between e^-50 and e^50: to the last bit of it.
@@ -98,7 +96,7 @@ class Chance:
         Number of every unit's block. Units alone in theirs, which tell nothing by themselves, make up one together.
     """
 
-    def __init__(self, blocks: Numbers) -> None:
+    def __init__(self, blocks: npt.NDArray[np.int64]) -> None:
         self._blocks = np.where(np.bincount(blocks)[blocks] == 1, blocks.max() + 1, blocks)
         self._latest: FloatArray = np.zeros(len(blocks))
         self._variance: FloatArray = np.zeros(len(blocks))
@@ -187,20 +185,18 @@ class LogDescent:
     k : (units,)
         Where to start; scaled to the budget.
     blocks : (units,)
-        Number of every unit's block, whose steps `Chance` shortens together; by default they stay as they are.
+        Number of every unit's block, whose steps `Chance` shortens together.
     """
 
     def __init__(
-        self, problem: Problem, budget: float, k: FloatArray, schedule: Schedule, blocks: Numbers | None = None
+        self, problem: Problem, budget: float, k: FloatArray, schedule: Schedule, blocks: npt.NDArray[np.int64]
     ) -> None:
         self._share = np.asarray(problem.cost, dtype=float).reshape(-1) / budget
         self._bounds, self._schedule = (np.asarray(problem.k_min), np.asarray(problem.k_max)), schedule
         self._group = _groups(problem)
         self.k = on_budget(k, self._share, self._bounds)
         self._adam, self.multiplier = Adam(int(self._group.max()) + 1), 0.0
-        self._chance: Chance | None = None
-        if blocks is not None:
-            self._chance = Chance(blocks[np.unique(self._group, return_index=True)[1]])
+        self._chance = Chance(blocks[np.unique(self._group, return_index=True)[1]])
 
     @property
     def done(self) -> int:
@@ -213,9 +209,8 @@ class LogDescent:
         self.multiplier += (float(slope.sum()) - self.multiplier) / (self.done + 1)
         pull = max(self.multiplier, 0.0) * self._share * self.k - slope
         gradient = np.bincount(self._group, pull).astype(np.float64)
-        move = -self._adam.direction(gradient)
-        if self._chance is not None:
-            move *= self._chance.damping(gradient, move, self._adam.mean_square)
+        direction = self._adam.direction(gradient)
+        move = -direction * self._chance.damping(gradient, direction, self._adam.mean_square)
         step = self._schedule.of(self.done) * move[self._group]
         self.k = on_budget(self.k * np.exp(step), self._share, self._bounds)
 
@@ -235,7 +230,7 @@ class LogDescent:
 
     @property
     def _parts(self) -> dict[str, Stateful]:
-        return {"adam": self._adam} | ({} if self._chance is None else {"chance": self._chance})
+        return {"adam": self._adam, "chance": self._chance}
 
 
 class ScaleDescent:
@@ -274,13 +269,13 @@ class ScaleDescent:
         self._adam.restore(arrays)
 
 
-def _groups(problem: Problem) -> Numbers:
+def _groups(problem: Problem) -> npt.NDArray[np.int64]:
     """Number every unit's group: tied units have one together."""
     if problem.ties is None:
         return np.arange(problem.n)
     alone = problem.ties < 0
     labels = np.where(alone, problem.ties.max(initial=0) + 1 + np.arange(problem.n), problem.ties)
-    found: Numbers = np.unique(labels, return_inverse=True)[1].reshape(-1)
+    found: npt.NDArray[np.int64] = np.unique(labels, return_inverse=True)[1].reshape(-1)
     return found
 
 
