@@ -63,11 +63,11 @@ def parse_conv(call: Call) -> Product | None:
     x, w = call.operand(0, "input"), call.operand(1, "weight")
     spatial = w.dim() - 2
     groups = int(call.operand(6, "groups") or 1)
-    window = _options(call, {"stride": 3, "padding": 4, "dilation": 5})
-    conv = (torch.conv1d, torch.conv2d, torch.conv3d)[spatial - 1]
     static = call.is_static(w)
 
     def x_energy(x: Tensor) -> Tensor:
+        conv = (torch.conv1d, torch.conv2d, torch.conv3d)[spatial - 1]
+        window = _options(call, {"stride": 3, "padding": 4, "dilation": 5})
         energy = _group_energy(x, groups, spatial)
         if groups == 1:
             energy = _window_sums(energy, w.shape[2:], **window)
@@ -82,7 +82,7 @@ def parse_conv(call: Call) -> Product | None:
         apply=call.with_operands("input", "weight"),
         x_energy=x_energy,
         batched=x.dim() == spatial + 2,
-        macs_per_output=constant(float(w[0].numel())),
+        macs_per_output=constant(w.numel() / w.shape[0]),
         channel_axes=(-1 - spatial,) if static else None,
         rows=(lambda w: w.flatten(1)) if static else None,
         w_mean_square=None if static else lambda w: w.square().flatten(1).mean(1).reshape(-1, *[1] * spatial),

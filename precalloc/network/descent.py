@@ -29,8 +29,8 @@ from solvers import Problem
 
 _MOMENTUM, _MEMORY = 0.9, 0.99
 _TINY = 1e-30
-# Bisections of the logarithm of a scale between e^-50 and e^50: to the last bit of it.
-_BISECTIONS = 100
+# Logarithm of the scales that K may be brought to a budget by, either way, and how precisely.
+_FARTHEST, _PRECISION = 50.0, 1e-15
 
 
 @dataclass(frozen=True)
@@ -291,12 +291,17 @@ def on_budget(k: FloatArray, share: FloatArray, bounds: tuple[FloatArray | float
     bounds
         Least and greatest K.
     """
-    low, high = -50.0, 50.0
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (low + high)
-        if middle in (low, high):
-            break
-        scaled = np.clip(k * np.exp(middle), *bounds)
-        low, high = (middle, high) if float(share @ scaled) <= 1.0 else (low, middle)
-    found: FloatArray = np.clip(k * np.exp(low), *bounds)
-    return found
+    from scipy.optimize import brentq  # slow to start
+
+    def scaled(log: float) -> FloatArray:
+        found: FloatArray = np.clip(k * np.exp(log), *bounds)
+        return found
+
+    def excess(log: float) -> float:
+        return float(share @ scaled(log)) - 1.0
+
+    if excess(_FARTHEST) <= 0.0:
+        return scaled(_FARTHEST)
+    if excess(-_FARTHEST) >= 0.0:
+        return scaled(-_FARTHEST)
+    return scaled(brentq(excess, -_FARTHEST, _FARTHEST, xtol=_PRECISION))

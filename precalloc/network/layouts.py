@@ -30,8 +30,11 @@ class Layout:
         ``order`` lists the axes from the outermost to the innermost of an example's values; without it as they come.
         """
         others = [axis for axis in (order or range(len(shape))) if axis != self.axis]
-        split = rows.view(len(rows), shape[self.axis] // len(rows), *(shape[axis] for axis in others))
-        merged = (split if self.outer else split.transpose(0, 1)).flatten(0, 1)
+        sizes = [shape[axis] for axis in others]
+        if self.outer:
+            merged = rows.view(shape[self.axis], *sizes)
+        else:
+            merged = rows.view(len(rows), -1, *sizes).transpose(0, 1).flatten(0, 1)
         axes = [self.axis, *others]
         return merged.permute([axes.index(axis) for axis in range(len(shape))])
 

@@ -70,7 +70,7 @@ class Weights:
         storage = storage_of(t)
         if storage is not None and storage in self.owners:
             return frozenset((storage,))
-        found: Roots | None = self._derived.get(t)
+        found: Roots | None = self._derived.get(t) if self._derived else None  # to look into an empty one is dear
         return found
 
     def is_static(self, t: Tensor) -> bool:
@@ -129,7 +129,7 @@ def _once(named: Iterable[tuple[str, str, Tensor | None]]) -> Iterator[tuple[str
 
 def storage_of(t: Tensor) -> int | None:
     """Address of a tensor's memory; None where it has none (meta, sparse and quantised formats)."""
-    if t.layout is not torch.strided or t.device.type == "meta":
+    if t.layout is not torch.strided or t.is_meta:
         return None
     return t.untyped_storage().data_ptr()
 

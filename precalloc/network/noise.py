@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ _ACTIVATION_STREAM, _WEIGHT_STREAM = 0, 1
 _OUTERMOST = SiteLayout()
 
 Bias = FloatArray | Tensor
+Repetitions = TypeVar("Repetitions", FloatArray, Tensor)
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,18 @@ class SiteNoise:
 
     @classmethod
     def of(
-        cls, hardware: Hardware, repetitions: FloatArray | Tensor, ranges: SiteRanges, bias: Bias | None = None
+        cls, hardware: Hardware, repetitions: Repetitions, ranges: SiteRanges, bias: Bias | None = None
     ) -> SiteNoise:
-        """Noise at K ``repetitions``; a term that the hardware's redundancy does not average keeps its strength."""
-        strength = {
-            term.kind: term.strength / (repetitions if hardware.is_averaged(term) else repetitions**0.0)
-            for term in hardware.noise
-        }
-        return cls(strength, ranges, bias)
+        """Noise at K ``repetitions``."""
+        return cls(strengths(hardware, repetitions), ranges, bias)
+
+
+def strengths(hardware: Hardware, repetitions: Repetitions) -> dict[NoiseKind, Repetitions]:
+    """Strength / K of each kind; a term that the hardware's redundancy does not average keeps its strength."""
+    return {
+        term.kind: term.strength / (repetitions if hardware.is_averaged(term) else repetitions**0.0)
+        for term in hardware.noise
+    }
 
 
 @dataclass(frozen=True)
@@ -251,7 +257,7 @@ def additive_deviation(product: Product, noise: SiteNoise, y: Tensor) -> list[Te
 
 
 def _thermal_variance(product: Product, noise: SiteNoise, strength: FloatArray | Tensor, y: Tensor) -> Tensor:
-    scale = _like(strength, y) * product.macs_per_output(y) * noise.ranges.input**2
+    scale = _like(strength, y) * (product.macs_per_output(y) * noise.ranges.input**2)
     if product.rows is None:
         return scale.reshape(()) * noise.ranges.operand**2  # a product of two vectors has no axis to broadcast along
     return product.per_channel(scale * widened(weight_range(product.rows(product.w.detach()))).square(), y)

@@ -31,7 +31,7 @@ from precalloc.network.curvature import ChannelSlots
 from precalloc.network.forward import model_device
 from precalloc.network.interception import intercept
 from precalloc.network.layouts import SiteLayouts
-from precalloc.network.noise import NoiseInjector, SiteNoise
+from precalloc.network.noise import NoiseInjector, SiteNoise, strengths
 from precalloc.network.tasks import Task
 from precalloc.profiles import FloatArray
 
@@ -156,10 +156,7 @@ class OperatingPoint:
             name: np.broadcast_to(kmap.repetitions[name], (channels,)) for name, channels in slots.channels.items()
         }
         self.k: FloatArray = np.concatenate(list(of_sites.values()), dtype=np.float64)
-        self._log_k = {
-            name: torch.from_numpy(k.astype(np.float64)).log().to(device).requires_grad_()
-            for name, k in of_sites.items()
-        }
+        self._log_k = torch.from_numpy(self.k).log().to(device).requires_grad_()
         self._biases = {
             name: torch.tensor(correction, device=device).requires_grad_()
             for name, correction in kmap.bias_corrections.items()
@@ -167,30 +164,27 @@ class OperatingPoint:
 
     @property
     def leaves(self) -> list[Tensor]:
-        """The variables: log K of every site, then the corrections."""
-        return [*self._log_k.values(), *self._biases.values()]
+        """The variables: log K of all channels, then the corrections."""
+        return [self._log_k, *self._biases.values()]
 
     def injector(self, seed: int, sign: float, layouts: SiteLayouts | None, batch: Batch) -> NoiseInjector:
         """Injector for one batch, which comes next; with ``layouts`` every example has noise of its own."""
-        sites = SiteNoise.digital(self._kmap.digital, self._biases)
-        for name, log in self._log_k.items():
-            bias = self._biases.get(name)
-            sites[name] = SiteNoise.of(self._kmap.hardware, log.exp(), self._kmap.ranges[name], bias)
+        sites, channels = SiteNoise.digital(self._kmap.digital, self._biases), self._slots.channels
+        of_all = strengths(self._kmap.hardware, self._log_k.exp())  # site by site, small operators take the time
+        of_sites = {kind: values.split(list(channels.values())) for kind, values in of_all.items()}
+        for place, name in enumerate(channels):
+            strength = {kind: values[place] for kind, values in of_sites.items()}
+            sites[name] = SiteNoise(strength, self._kmap.ranges[name], self._biases.get(name))
         injector = NoiseInjector(sites, seed, self._device, sign, layouts or {})
         return injector if layouts is None else injector.at(batch)
 
     def slopes(self, gradients: Sequence[Tensor | None]) -> Slopes:
         """Slopes from gradients of the loss at `leaves`; None where it does not depend on one."""
-        values = [None if gradient is None else gradient.cpu().numpy() for gradient in gradients]
-        of_k = dict(zip(self._log_k, values[: len(self._log_k)], strict=True))
-        of_biases = dict(zip(self._biases, values[len(self._log_k) :], strict=True))
-        downhill = np.concatenate(
-            [np.zeros(self._slots.channels[name]) if value is None else -value for name, value in of_k.items()]
+        uphill, *of_biases = (
+            np.zeros(len(leaf)) if gradient is None else gradient.cpu().numpy()
+            for leaf, gradient in zip(self.leaves, gradients, strict=True)
         )
-        corrections = {
-            name: np.zeros(len(self._biases[name])) if value is None else value for name, value in of_biases.items()
-        }
-        return Slopes(self.k * downhill, corrections)
+        return Slopes(self.k * -uphill, dict(zip(self._biases, of_biases, strict=True)))
 
 
 def batch_slopes(

@@ -264,7 +264,7 @@ def _integrals(found: Injected, bends: bool) -> tuple[Tensor, Tensor | None]:
     mean = widened(found.clean) if found.y is found.noisy else noisy - noise
     deviation = math.prod(found.deviation[1:], start=found.deviation[0])
     deviation = deviation.clamp_min(torch.finfo(deviation.dtype).tiny ** 0.5)  # zero where there is nothing to see
-    at_kink = mean.square().mul_(-0.5 / deviation.square()).clamp_min_(_FAR).exp_()
+    at_kink = mean.square().mul_(deviation.square().reciprocal_().mul_(-0.5)).clamp_min_(_FAR).exp_()
     at_kink.mul_(deviation / math.sqrt(2.0 * math.pi))
     bent = _where_on(deviation.square() - at_kink * noisy, noisy) if bends else None
     return at_kink.sub_(_where_on(noise, noisy)), bent
@@ -272,5 +272,5 @@ def _integrals(found: Injected, bends: bool) -> tuple[Tensor, Tensor | None]:
 
 def _where_on(values: Tensor, noisy: Tensor) -> Tensor:
     """Values where the rectifier is on and zero elsewhere; many times as fast as by a mask."""
-    found: Tensor = torch.ops.aten.threshold_backward(values, noisy, 0.0)
+    found: Tensor = torch.ops.aten.threshold_backward.default(values, noisy, 0.0)
     return found

@@ -64,6 +64,8 @@ _COMPENSATED, _LAYERS, _CHANNELS = Schedule(24, 0.12), Schedule(40, 0.16), Sched
 _SCALE_LENGTH = 0.15
 # Examples of a step by default, and of the comparison at most.
 STEP_EXAMPLES, CHECK_EXAMPLES = 6, 256
+# Examples that are compared at a time at most: their noise is kept for all K maps, and should stay in the cache.
+_CHECK_AT_ONCE = 16
 # Places of what is compared; the last two where the start has corrections.
 _START, _REFINED, _SCALED, _BARE = range(4)
 
@@ -150,7 +152,8 @@ def refine(
             descent.go(progress, keeper)
             plans, checked = descent.plans(), first(held_out, CHECK_EXAMPLES)
             seeds = [derived_seed(seed, _CHECK, draw) for draw in range(draws)]
-            seen = Comparison.of(ready, checked, [plan.kmap() for plan in plans], seeds, batch_size, progress)
+            at_once = min(batch_size, _CHECK_AT_ONCE)
+            seen = Comparison.of(ready, checked, [plan.kmap() for plan in plans], seeds, at_once, progress)
     return _best(plans, seen, schedule.steps)
 
 

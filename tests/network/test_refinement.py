@@ -32,7 +32,7 @@ from precalloc.network.comparison import Comparison
 from precalloc.network.criteria import Regression
 from precalloc.network.curvature import ChannelSlots
 from precalloc.network.data import as_data
-from precalloc.network.descent import Chance, LogDescent, RunningMean, ScaleDescent, Schedule
+from precalloc.network.descent import Chance, LogDescent, RunningMean, ScaleDescent, Schedule, on_budget
 from precalloc.network.noise import NoiseInjector
 from precalloc.network.operating_point import Judged, batch_slopes, noisy_values
 from precalloc.network.preparation import TaskChoices, prepared
@@ -274,6 +274,24 @@ def test_held_out_examples_are_disjoint_and_all_there():
         parts = [torch.cat([batch.labels for batch in part.batches(batch_size)]) for part in (chosen, held_out)]
         assert [len(part) for part in parts] == [chosen.examples, held_out.examples] == [34, 16]
         assert sorted(torch.cat(parts).tolist()) == list(range(50))
+
+
+@pytest.mark.parametrize("bounds", [(0.0, np.inf), (1.0, 40.0), (9.0, np.array([11.0] * 25 + [40.0] * 25))])
+def test_k_are_scaled_to_the_budget(bounds):
+    """All that are within bounds by one factor, as far as bounds allow."""
+    rng = np.random.default_rng(4)
+    k, share = np.exp(rng.normal(size=50)), rng.random(50) / 300.0
+    found = on_budget(k, share, bounds)
+    assert share @ found == pytest.approx(1.0, rel=1e-14)
+    inside = (found > bounds[0]) & (found < bounds[1])
+    assert inside.sum() > 0
+    assert np.ptp(np.log(found / k)[inside]) < 1e-13
+
+
+@pytest.mark.parametrize(("bounds", "expected"), [((1.0, 2.0), 2.0), ((60.0, 90.0), 60.0)])
+def test_a_budget_beyond_bounds_leaves_k_at_them(bounds, expected):
+    found = on_budget(np.array([1.0, 3.0, 5.0]), np.full(3, 0.01), bounds)
+    assert found.tolist() == [expected] * 3
 
 
 def test_descent_reaches_the_optimum_of_separable_damage_within_bounds_and_ties():
