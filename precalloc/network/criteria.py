@@ -91,10 +91,9 @@ class Classification:
         return F.cross_entropy(output, reference, reduction="none")
 
     def sampled_loss(self, output: Tensor, reference: Tensor, draws: ExampleDraws) -> Tensor:  # noqa: ARG002
-        """Sum of +-cross-entropy against a label drawn from the model, with a random sign an example."""
-        signs = draws.sign().to(output.dtype)
-        labels = draw_classes(output, draws.uniform())
-        return (F.cross_entropy(output, labels, reduction="none") * signs).sum()
+        """Sum of +-cross-entropy against a drawn label, weighted, with a random sign an example."""
+        labels, scale = draw_classes(output, draws.uniform())
+        return (F.cross_entropy(output, labels, reduction="none") * (draws.signs() * scale).to(output.dtype)).sum()
 
     def score(self, output: Tensor, reference: Tensor) -> Tensor:
         """Whether the strongest class is the reference."""
@@ -147,12 +146,11 @@ class TokenClassification:
         return losses.flatten(1).sum(1) / self.weight(output, reference).clamp(min=1)
 
     def sampled_loss(self, output: Tensor, reference: Tensor, draws: ExampleDraws) -> Tensor:
-        """Sum of +-cross-entropy against a label drawn at every position, with one random sign an example."""
-        signs = draws.sign().to(output.dtype)
-        logits = _classes_last(output, reference)
-        drawn = draw_classes(logits, draws.uniform(reference.shape[1:]))
+        """Sum of +-cross-entropy against a label drawn at every position, weighted, with a random sign a position."""
+        logits, positions = _classes_last(output, reference), reference.shape[1:]
+        drawn, scale = draw_classes(logits, draws.uniform(positions))
         losses = _cross_entropy(logits, drawn.masked_fill(reference == IGNORED, IGNORED))
-        return (losses.flatten(1).sum(1) * signs).sum()
+        return (losses * (draws.signs(positions) * scale).to(losses.dtype)).sum()
 
     def score(self, output: Tensor, reference: Tensor) -> Tensor:
         """Share of the positions that count at which the strongest class is the reference."""
@@ -193,9 +191,9 @@ class Regression:
         return (output - reference).square().flatten(1).mean(1) if output.dim() > 1 else (output - reference).square()
 
     def sampled_loss(self, output: Tensor, reference: Tensor, draws: ExampleDraws) -> Tensor:  # noqa: ARG002
-        """Sum of sqrt(2 / m) <e, output> with standard normal e, the loss having the Hessian 2 / m times identity."""
+        """Sum of sqrt(2 / m) <e, output> with random signs e, the loss having the Hessian 2 / m times identity."""
         scale = math.sqrt(2.0 / output[0].numel())
-        return (draws.normal(output.shape[1:]).to(output.dtype) * output).sum() * scale
+        return (draws.signs(output.shape[1:]).to(output.dtype) * output).sum() * scale
 
     def score(self, output: Tensor, reference: Tensor) -> None:  # noqa: ARG002
         """None: nothing is right or wrong."""
@@ -207,7 +205,7 @@ class CustomLoss:
     """A user's ``function(output, labels)`` that gives one loss an example.
 
     Its curvature is the positive part of the Hessian H_n of every example's loss in that example's outputs, decomposed
-    whole: v_n = sum_k sqrt(max(lambda_k, 0)) e_k u_k with eigenpairs (lambda_k, u_k) and standard normal e_k.
+    whole: v_n = sum_k sqrt(max(lambda_k, 0)) e_k u_k with eigenpairs (lambda_k, u_k) and random signs e_k.
     """
 
     function: LossFn
@@ -251,8 +249,8 @@ class CustomLoss:
         with torch.enable_grad():
             hessian = self.hessian(output.detach(), reference)
         values, vectors = torch.linalg.eigh(hessian)
-        normal = draws.normal(values.shape[1:]).to(values.dtype)
-        v = torch.einsum("nik,nk->ni", vectors, values.clamp(min=0).sqrt() * normal)
+        signs = draws.signs(values.shape[1:])
+        v = torch.einsum("nik,nk->ni", vectors, values.clamp(min=0).sqrt() * signs)
         return (v.to(output.dtype) * output.flatten(1)).sum() if output.dim() > 1 else (v[:, 0] * output).sum()
 
     def require_curvature(self, output: Tensor, reference: Any) -> None:
@@ -297,11 +295,27 @@ class CustomLoss:
         return
 
 
-def draw_classes(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Draw a class from softmax(logits) (..., classes) by inversion of its distribution at ``uniform`` (...)."""
-    cumulative = logits.detach().softmax(-1).cumsum(-1, dtype=torch.float64)
-    points = uniform.unsqueeze(-1) * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, points, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+def draw_classes(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw labels by how much they tell of the curvature; return them and what to scale gradients by, both (...).
+
+    With p = softmax(logits) (..., classes) the Hessian is sum_c p_c g_c g_c^T, g_c = p - e_c. Drawn with p, a label is
+    nearly always that of a sure network, whose gradient is next to nothing, and all curvature is that of a few
+    surprises. Drawn with r_c in proportion to p_c (1 - p_c)^2, p_c |g_c|^2 of two classes, and g_c scaled by
+    sqrt(p_c / r_c), the mean is the same and every draw tells of it; of two classes, without any chance.
+
+    Parameters
+    ----------
+    logits : (..., classes)
+    uniform : (...)
+        Where r's distribution is inverted, in [0, 1).
+    """
+    p = logits.detach().softmax(-1)
+    rest = 1.0 - p
+    cumulative = (p * rest.square()).cumsum(-1, dtype=torch.float64)
+    total = cumulative[..., -1:]
+    drawn = torch.searchsorted(cumulative, uniform.unsqueeze(-1) * total, right=True).clamp(max=logits.shape[-1] - 1)
+    least = torch.finfo(rest.dtype).tiny  # a sure label is not drawn, but where nothing else is left
+    return drawn.squeeze(-1), (total.sqrt() / rest.gather(-1, drawn).clamp_min(least)).squeeze(-1)
 
 
 def per_example_value(value: object, examples: int, function: str) -> Tensor:

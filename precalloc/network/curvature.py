@@ -5,9 +5,10 @@ to second order,
 
     damage = 1/2 sum_i E_x[ v_i(x) h_i(x) ],    h_i = E_{t ~ p(.|x)}[ (d loss(t) / d y_i)^2 ],
 
-with labels t drawn from the model's own predictive distribution (Martens 2020, "New insights and perspectives on the
-natural gradient method", section 9); `precalloc.network.criteria` has the like for other losses. One forward and one
-backward pass give h for every product at once. Noise on a weight w needs (d loss / d w)^2 per example; with every
+with labels t of the model's own predictive distribution (Martens 2020, "New insights and perspectives on the natural
+gradient method", section 9), drawn where they tell most (`precalloc.network.criteria.draw_classes`);
+`precalloc.network.criteria` has the like for other losses. One forward and one backward pass give h for every product
+at once. Noise on a weight w needs (d loss / d w)^2 per example; with every
 example's loss multiplied by a random sign, the square of the summed gradient is unbiased for the sum of the examples'
 squares. The sum runs over blocks of examples that the batch size does not change: the gradients of a block's batches
 are added up before they are squared.

@@ -38,9 +38,9 @@ class ExampleDraws:
         """Standard normal numbers, (examples, *shape)."""
         return self._stack([stream.standard_normal(tuple(shape), dtype) for stream in self._streams])
 
-    def sign(self) -> Tensor:
-        """One random sign an example, (examples,)."""
-        return (self.uniform() < 0.5) * 2.0 - 1.0
+    def signs(self, shape: Sequence[int] = ()) -> Tensor:
+        """Random signs in double precision, (examples, *shape)."""
+        return (self.uniform(shape) < 0.5) * 2.0 - 1.0
 
     def _stack(self, rows: list[object]) -> Tensor:
         return torch.from_numpy(np.stack([np.asarray(row) for row in rows])).to(self._device)

@@ -136,8 +136,9 @@ def linear_softmax_damage(model, x, kind, input_range):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_linear_softmax_has_its_analytic_damage(kind):
-    model, x = initialised(LinearSoftmax(), seed=3), normal(4, 600, 5)
-    found = [profile(model, x, UNIT, seed=seed, batch_size=16, margins=0) for seed in range(25)]
+    # Many examples: squared sums over the blocks of weight noise are skewed, and few would not do for a z-bound.
+    model, x = initialised(LinearSoftmax(), seed=3), normal(4, 2400, 5)
+    found = [profile(model, x, UNIT, seed=seed, margins=0) for seed in range(12)]
     expected = linear_softmax_damage(model, x, kind, found[0].sites[0].input_range)
     for one in found:
         assert np.all(np.abs(one.damage[kind] - expected) < Z * one.damage_error[kind])

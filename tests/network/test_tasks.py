@@ -13,7 +13,7 @@ from precalloc import profile, sites, validate
 from precalloc.errors import DataError, ModelError
 from precalloc.kmaps import KMap, SiteRanges
 from precalloc.network.batches import Batch
-from precalloc.network.criteria import Classification, CustomLoss, Regression, TokenClassification
+from precalloc.network.criteria import Classification, CustomLoss, Regression, TokenClassification, draw_classes
 from precalloc.network.draws import ExampleDraws
 from precalloc.network.tasks import Task, resolve_task
 from precalloc.objective import Granularity
@@ -69,6 +69,39 @@ def test_draws_have_the_hessian_as_second_moment(name):
         sample = torch.stack(found)
         error = sample.std(0) / DRAWS**0.5
         assert bool(((sample.mean(0) - expected).abs() <= Z * error + 1e-6).all())
+
+
+def drawn_gradients(logits, points):
+    """What is sent backwards from logits (classes,), for labels drawn at some points of [0, 1): (points, classes)."""
+    labels, scale = draw_classes(logits.expand(len(points), -1), points)
+    return (logits.softmax(0) - F.one_hot(labels, len(logits))) * scale[:, None]
+
+
+POINTS = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+
+
+@pytest.mark.parametrize("sure", [0.0, 3.0, 8.0])
+def test_labels_of_two_classes_leave_nothing_to_chance(sure):
+    """Whichever label is drawn, the squared gradient is the curvature p (1 - p)."""
+    logits = torch.tensor([sure, 0.0], dtype=torch.float64)
+    p = logits.softmax(0)
+    g = drawn_gradients(logits, POINTS)
+    torch.testing.assert_close(g.square(), p.prod().expand_as(g))
+
+
+def test_labels_of_a_sure_network_tell_of_its_curvature():
+    """Drawn with p, one in a thousand would; the mean over all points is the Hessian all the same."""
+    logits = torch.cat([torch.tensor([9.0]), normal(8, 7)]).double()
+    p = logits.softmax(0)
+    assert p[0] > 0.999
+    g = drawn_gradients(logits, POINTS)
+    torch.testing.assert_close(g.T @ g / len(g), p.diag() - torch.outer(p, p), rtol=1e-3, atol=1e-9)
+    assert g.square().sum(1).std() < 0.05 * g.square().sum(1).mean()
+
+
+def test_labels_of_a_certain_network_have_no_curvature():
+    logits = torch.tensor([200.0, 0.0, -200.0])
+    assert bool((drawn_gradients(logits, POINTS) == 0.0).all())
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -223,9 +256,7 @@ def test_regression_damage_is_that_of_a_linear_network():
     found = profile(model, {"x": X, "y": normal(2, 8, 4)}, CHIP)
     span = (model.weight.amax(1) - model.weight.amin(1)).detach().double().numpy()
     expected = 6 * span**2 * found.sites[0].input_range ** 2 / 4
-    runs = [profile(model, {"x": X, "y": normal(2, 8, 4)}, CHIP, seed=s).damage[KINDS[0]] for s in range(100)]
-    error = np.std(runs, axis=0, ddof=1) / 10
-    assert np.all(np.abs(np.mean(runs, axis=0) - expected) < Z * error)
+    np.testing.assert_allclose(found.damage[KINDS[0]], expected, rtol=1e-6)
 
 
 def test_a_metric_takes_the_place_of_accuracy():
