@@ -1,7 +1,7 @@
 """Which labels, and how many examples, the choice of K needs: drop at one budget, simulated on evaluation data.
 
 Labels are those of the data; or drawn by the model itself from its own predictions; or none, so that agreement with the
-noiseless network counts. Curvature draws labels from the model in any case, so it is the same for all three; what
+noiseless network counts. Curvature draws labels itself in any case, so it is the same for all three; what
 differs is the refinement, which follows the loss. Calibration sets are the first 50, 200, 1000, 2000 examples, as far
 as there are so many. Intervals are 95 %, over examples and noise draws. Needs the fixtures, by default in
 ``../shared/fixtures`` beside the repository:

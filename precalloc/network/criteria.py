@@ -311,7 +311,7 @@ def draw_classes(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """
     p = logits.detach().softmax(-1)
     rest = 1.0 - p
-    cumulative = (p * rest.square()).cumsum(-1, dtype=torch.float64)
+    cumulative = p.mul_(rest.square()).cumsum(-1, dtype=torch.float64)  # in place: vocabularies are large
     total = cumulative[..., -1:]
     drawn = torch.searchsorted(cumulative, uniform.unsqueeze(-1) * total, right=True).clamp(max=logits.shape[-1] - 1)
     least = torch.finfo(rest.dtype).tiny  # a sure label is not drawn, but where nothing else is left

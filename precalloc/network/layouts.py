@@ -34,7 +34,7 @@ class Layout:
         if self.outer:
             merged = rows.view(shape[self.axis], *sizes)
         else:
-            merged = rows.view(len(rows), -1, *sizes).transpose(0, 1).flatten(0, 1)
+            merged = rows.view(len(rows), shape[self.axis] // len(rows), *sizes).transpose(0, 1).flatten(0, 1)
         axes = [self.axis, *others]
         return merged.permute([axes.index(axis) for axis in range(len(shape))])
 
