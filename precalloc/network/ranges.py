@@ -14,7 +14,7 @@ from precalloc.errors import DataError
 _Values = NDArray[np.float32]
 
 # Values of which only the extremes are looked at, where these are too small.
-_GROUP = 128
+_GROUP, _FIRST_GROUP = 128, 16
 
 
 def flat_view(t: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class TailRange:
     def __init__(self, percentile: float, expected: int) -> None:
         self._percentile = percentile
         self._size = math.ceil((1.0 - percentile / 100.0) * expected * 1.25) + 2
-        self._tails = (np.zeros(0, np.float32), np.zeros(0, np.float32))  # of the values, and of their negatives
+        self._high, self._low = _Tail(self._size, 1), _Tail(self._size, -1)
         self._count = 0
 
     def update(self, values: Tensor) -> None:
@@ -56,40 +56,14 @@ class TailRange:
             raise DataError("Examples are larger than those of the first batch, by which ranges are sized. Pad them.")
         grouped = flat.numel() - flat.numel() % _GROUP
         groups, rest = flat[:grouped].view(-1, _GROUP), flat[grouped:]
-        self._tails = self._merge(self._tails[0], groups, rest, 1), self._merge(self._tails[1], groups, rest, -1)
-
-    def _merge(self, tail: _Values, groups: Tensor, rest: Tensor, sign: int) -> _Values:
-        """The largest of the tail and of ``sign`` times the values; a full tail begins with its smallest."""
-        bound = float(tail[0]) if len(tail) == self._size else -math.inf
-        found = [self._candidates(groups, sign, bound)] if groups.shape[0] else []
-        if rest.shape[0]:
-            values = _as_array(rest) * sign
-            found.append(values[_above(values, bound)])
-        return self._largest(np.concatenate([tail, *found])) if any(map(len, found)) else tail
-
-    def _candidates(self, groups: Tensor, sign: int, bound: float) -> _Values:
-        """Every one of ``sign`` times the values in groups that can be among the largest and above ``bound``.
-
-        The groups with the largest extremes hold them all: each has a value at least as large as any of the others.
-        """
-        extremes = _as_array(groups.amax(1)) if sign > 0 else -_as_array(groups.amin(1))
-        index, least = np.flatnonzero(_above(extremes, bound)), -math.inf
-        if len(index) > self._size:
-            index = index[np.argpartition(extremes[index], -self._size)[-self._size :]]
-            least = float(extremes[index].min())  # as many values are no smaller: those that are have no place
-        found = _rows(groups, index)
-        if sign < 0:
-            np.negative(found, out=found)
-        return found[_above(found, bound) if least <= bound else ~(found < least)]
-
-    def _largest(self, values: _Values) -> _Values:
-        return values if len(values) < self._size else np.partition(values, -self._size)[-self._size :]
+        for tail in (self._high, self._low):
+            tail.update(groups, rest)
 
     def value(self) -> float:
         """The range of all values so far; 0 before the first."""
         if self._count == 0:
             return 0.0
-        return self._quantile(self._tails[0]) + self._quantile(self._tails[1])
+        return self._quantile(self._high.values) + self._quantile(self._low.values)
 
     def _quantile(self, tail: _Values) -> float:
         rank = self._rank()
@@ -104,11 +78,61 @@ class TailRange:
 
     def state(self) -> tuple[_Values, _Values, int]:
         """Everything that a checkpoint must hold."""
-        return *self._tails, self._count
+        return self._high.values, self._low.values, self._count
 
     def restore(self, high: _Values, low: _Values, count: int) -> None:
         """Go on from a checkpoint."""
-        self._tails, self._count = (high, low), count
+        self._high.restore(high)
+        self._low.restore(low)
+        self._count = count
+
+
+class _Tail:
+    """The ``size`` largest of ``sign`` times all values, and for a while some more: cutting costs the most."""
+
+    def __init__(self, size: int, sign: int) -> None:
+        self._size, self._sign = size, sign
+        self.restore(np.zeros(0, np.float32))
+
+    def restore(self, values: _Values) -> None:
+        """Begin with these."""
+        self.values, self._bound = values, -math.inf
+        if len(values) >= self._size:
+            self._cut()
+
+    def _cut(self) -> None:
+        """Keep the largest; from now on only values above the smallest of them are of any use."""
+        self.values = np.partition(self.values, -self._size)[-self._size :]
+        self._bound = float(self.values[0])
+
+    def update(self, groups: Tensor, rest: Tensor) -> None:
+        """Take in values in groups, and the rest of them."""
+        found = [self._candidates(groups)] if groups.shape[0] else []
+        if rest.shape[0]:
+            values = _as_array(rest) * self._sign
+            found.append(values[_above(values, self._bound)])
+        if any(map(len, found)):
+            self.values = np.concatenate([self.values, *found])
+        if len(self.values) >= (1 if math.isinf(self._bound) else 2) * self._size:
+            self._cut()
+
+    def _candidates(self, groups: Tensor) -> _Values:
+        """Every value in groups that can be among the largest and above the bound.
+
+        The groups with the largest extremes hold them all: each has a value at least as large as any of the others.
+        """
+        sign, bound = self._sign, self._bound
+        if math.isinf(bound) and groups.shape[0] < 4 * self._size:  # extremes of so few leave too many to choose from
+            groups = groups.view(-1, _FIRST_GROUP)
+        extremes = _as_array(groups.amax(1)) if sign > 0 else -_as_array(groups.amin(1))
+        index, least = np.flatnonzero(_above(extremes, bound)), -math.inf
+        if len(index) > self._size:
+            index = index[np.argpartition(extremes[index], -self._size)[-self._size :]]
+            least = float(extremes[index].min())  # as many values are no smaller: those that are have no place
+        found = _rows(groups, index)
+        if sign < 0:
+            np.negative(found, out=found)
+        return found[_above(found, bound) if least <= bound else ~(found < least)]
 
 
 def _as_array(t: Tensor) -> _Values:
