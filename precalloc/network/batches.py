@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,12 @@ class Batch:
         inputs = tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, self.inputs)
         labels = None if self.labels is None else change(self.labels)
         return Batch(inputs, labels, self.start if start is None else start)
+
+    def channels_last(self) -> Batch:
+        """The same with the channels of images last in memory, or itself where there are no images."""
+        if not any(map(_is_image, tree_leaves(self.inputs))):
+            return self
+        return replace(self, inputs=tree_map(_with_channels_last, self.inputs))
 
     def rows(self, index: slice | Tensor, start: int | None = None) -> Batch:
         """Give some of the examples, the first of which is number ``start`` of the data."""
@@ -132,6 +138,14 @@ def _join_leaves(one: Any, other: Any) -> bool:
     if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
         return type(one) is type(other) and bool(one == other)
     return (one.shape[1:], one.dtype, one.device) == (other.shape[1:], other.dtype, other.device)
+
+
+def _is_image(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() == 4
+
+
+def _with_channels_last(leaf: Any) -> Any:
+    return leaf.to(memory_format=torch.channels_last) if _is_image(leaf) else leaf
 
 
 def join(parts: list[Batch]) -> Batch:

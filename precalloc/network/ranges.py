@@ -126,6 +126,8 @@ class _Tail:
             groups = groups.view(-1, _FIRST_GROUP)
         extremes = _as_array(groups.amax(1)) if sign > 0 else -_as_array(groups.amin(1))
         index, least = np.flatnonzero(_above(extremes, bound)), -math.inf
+        if len(index) == 0:
+            return extremes[index]
         if len(index) > self._size:
             index = index[np.argpartition(extremes[index], -self._size)[-self._size :]]
             least = float(extremes[index].min())  # as many values are no smaller: those that are have no place

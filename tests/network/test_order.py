@@ -264,3 +264,39 @@ def test_what_is_left_of_an_overlap_is_the_same():
     one, two = (validate(model, unseen(as_data(data), known), plan, seeds=1) for data in ((X, Y), (X[ORDER], Y[ORDER])))
     assert one == two
     assert one.examples == 50
+
+
+class Images(nn.Module):
+    """A network of images that notes in what order of memory they come; ``flatten`` makes rows of features."""
+
+    def __init__(self, flatten):
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(2, 3, 3), nn.Linear(48, 4)
+        self.flatten, self.strides = flatten, []
+
+    def forward(self, x):
+        self.strides.append(x.stride())
+        return self.head(self.flatten(torch.tanh(self.convolution(x))))
+
+
+def test_memory_of_images_is_in_the_order_that_convolutions_are_fast_in_and_that_the_model_takes():
+    measured = {}
+    x = X.double()
+    for name, flatten in {"any": lambda t: t.flatten(1), "usual": lambda t: t.view(len(t), -1)}.items():
+        model = initialised(Images(flatten)).double()
+        measured[name] = profile(model, (x, Y), CHIP, batch_size=32)
+        channels_last = [stride[1] == 1 for stride in model.strides]
+        if name == "any":
+            assert channels_last[-3:] == [True] * 3
+        else:  # tried once
+            assert channels_last.count(True) == 1
+            assert channels_last[-3:] == [False] * 3
+    for kind, damage in measured["any"].damage.items():
+        np.testing.assert_allclose(measured["usual"].damage[kind], damage, rtol=1e-10)
+        np.testing.assert_allclose(
+            measured["usual"].margins.site_covariance[kind], measured["any"].margins.site_covariance[kind], rtol=1e-5
+        )
+    assert [site.output_range for site in measured["usual"].sites] == [
+        pytest.approx(site.output_range, rel=1e-6) for site in measured["any"].sites
+    ]
+    assert x.is_contiguous()
