@@ -180,9 +180,9 @@ def _run(model: nn.Module, data: Data, measurement: Measurement, keeper: Checkpo
 
 
 def _take_channels_last(model: nn.Module, batch: Batch, measurement: Measurement, ends_block: bool) -> bool:
-    """Measure a batch of images with channels last in memory, a tenth faster; tell whether there are any that fit.
+    """Measure a batch of images with channels last in memory, in which convolutions are faster; tell whether it was.
 
-    Some models do not take them so: they ask for views that only the usual order of memory has.
+    Not where there are no images, and not by models that ask for views that only the usual order of memory has.
     """
     images = batch.channels_last()
     if images is batch:
