@@ -3,8 +3,8 @@
 Learning takes as many seconds as steps, so a few dozen steps tell what 1500 take: the difference of a longer and a
 shorter run, start-up left out, times the number of steps. precalloc's time is all of it: profile, allocation,
 corrections and refinement for one budget. Both see the same calibration examples; ratios are of neighbours in time, and
-their median and range over the repeats are printed. Needs the fixtures, by default in ``../shared/fixtures`` beside the
-repository:
+their median and range over the repeats are printed. Freed memory is kept for both, as in any process that has freed a
+large block before. Needs the fixtures, by default in ``../shared/fixtures`` beside the repository:
 
     python -m benchmarks.bench_learning_time [--cases kws-dscnn:shot] [--calibration N] [--repeats N]
 """
@@ -30,6 +30,17 @@ STEPS = 1500
 SHORT, LONG = 10, 70
 METHODS = ("precalloc-layer", "precalloc-channel", "precalloc-layer+compensated", "precalloc-channel+compensated")
 CASES = ("kws-dscnn:shot", "kws-dscnn:thermal", "kws-dscnn:weight")
+# Just below the largest block by which glibc learns how much freed memory to keep (mallopt(3), M_MMAP_THRESHOLD).
+LARGEST = 2**25 - 2**16
+
+
+def keep_freed_memory() -> None:
+    """Free one large block, after which glibc keeps what is freed for the next step.
+
+    Until a program happens to do so, learning takes a third more, for fresh pages at every step: what ran before would
+    decide on its time.
+    """
+    torch.empty(LARGEST, dtype=torch.uint8)
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -83,6 +94,7 @@ def main() -> None:
         print(f"Skipped: no fixtures in {arguments.fixtures}; give their folder with --fixtures.")
         return
     torch.set_num_threads(1)
+    keep_freed_memory()
     table = Table(
         title=f"seconds for one K map on {arguments.calibration} examples; ratios of {arguments.repeats} runs"
     )
