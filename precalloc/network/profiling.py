@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from precalloc import __version__
-from precalloc.errors import DataError, ModelError
+from precalloc.errors import ModelError
 from precalloc.hardware import Hardware
 from precalloc.network.batches import Batch
 from precalloc.network.checkpoints import Checkpoint
@@ -20,12 +19,18 @@ from precalloc.network.criteria import Classification, LossFn, MetricFn, check_c
 from precalloc.network.data import Data, as_data, data_hash, labels_of
 from precalloc.network.estimators import Estimator, resolve_estimator
 from precalloc.network.folding import fold_batch_norm
-from precalloc.network.forward import Forward, ForwardFn, model_device
+from precalloc.network.forward import Forward, ForwardFn
 from precalloc.network.layouts import SiteLayout
 from precalloc.network.measurement import Measurement, Options
 from precalloc.network.models import as_model, model_hash
 from precalloc.network.observation import layouts_of
-from precalloc.network.sites import require_coverage, require_deterministic, require_finite, survey
+from precalloc.network.sites import (
+    require_coverage,
+    require_deterministic,
+    require_finite,
+    runs_channels_last,
+    survey,
+)
 from precalloc.network.state import untouched
 from precalloc.network.tasks import Task, resolve_forward, resolve_task
 from precalloc.profiles import Profile, Provenance
@@ -117,7 +122,8 @@ def profile(
         require_coverage(found.counts, found.uncovered, allow_uncovered)
         require_finite(clean)
         judged.require_sound(clean, first)
-        require_deterministic(ready, first.take(_TRIED), judged.forward)
+        tried = first.take(_TRIED)
+        result = require_deterministic(ready, tried, judged.forward)
         _check_labels(source, judged, clean)
         margins = min(margins, clean.shape[1] - 1) if judged.has_margins else 0
         options = Options(hardware.kinds, seed, batch_size, margins, prediction_examples, range_percentile)
@@ -125,7 +131,8 @@ def profile(
         measurement = Measurement(options, judged, found.counts, first.size, layouts, source.examples)
         keeper = Checkpoint(checkpoint, f"{model_hash(model)} {data_hash(source)} {judged.name} {options}")
         with keeper.running(measurement.state, measurement.restore):
-            _run(ready, source, measurement, keeper, progress)
+            channels_last = runs_channels_last(ready, tried, judged.forward, result)
+            _run(ready, source, measurement, keeper, progress, channels_last)
         provenance = Provenance(
             model=name or type(model).__name__,
             model_hash=model_hash(model),
@@ -162,35 +169,20 @@ def _estimate(
     return chosen.estimate(model, task, data, measured, measured.provenance.seed, progress, keeper)
 
 
-def _run(model: nn.Module, data: Data, measurement: Measurement, keeper: Checkpoint, progress: Progress) -> None:
+def _run(
+    model: nn.Module, data: Data, measurement: Measurement, keeper: Checkpoint, progress: Progress, channels_last: bool
+) -> None:
     """Measure the examples that are not done yet, block by block."""
-    channels_last = model_device(model).type == "cpu"
     for block in data.batches(measurement.block_size):
         for batch in block.split(measurement.options.batch_size):
             if batch.start < measurement.totals["examples"]:
                 continue
             ends_block = batch.start + batch.size == block.start + block.size
-            channels_last = channels_last and _take_channels_last(model, batch, measurement, ends_block)
-            if not channels_last:
-                measurement.take(model, batch, ends_block)
+            measurement.take(model, batch.channels_last() if channels_last else batch, ends_block)
             _log.debug("examples from %d measured", batch.start)
             if ends_block:
                 keeper.offer(measurement.state)
             progress(int(measurement.totals["examples"]), data.examples, "profiling")
-
-
-def _take_channels_last(model: nn.Module, batch: Batch, measurement: Measurement, ends_block: bool) -> bool:
-    """Measure a batch of images with channels last in memory, in which convolutions are faster; tell whether it was.
-
-    Not where there are no images, and not by models that ask for views that only the usual order of memory has.
-    """
-    images = batch.channels_last()
-    if images is batch:
-        return False
-    with suppress(DataError):
-        measurement.take(model, images, ends_block)
-        return True
-    return False
 
 
 def _check_labels(data: Data, task: Task, output: Tensor) -> None:

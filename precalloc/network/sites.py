@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from precalloc.errors import CoverageError, ModelError, NondeterministicModelError
+from precalloc.errors import CoverageError, DataError, ModelError, NondeterministicModelError
 from precalloc.network.batches import Batch
 from precalloc.network.data import as_data, sample
 from precalloc.network.flops import FlopCount
@@ -304,8 +305,8 @@ def require_finite(output: Tensor) -> None:
         raise ModelError("The model's output has NaN or infinite values on the data. Check weights and input scaling.")
 
 
-def require_deterministic(model: nn.Module, batch: Batch, forward: Forward) -> None:
-    """Run the model twice on one batch.
+def require_deterministic(model: nn.Module, batch: Batch, forward: Forward) -> Tensor:
+    """Run the model twice on one batch; return its output.
 
     Raises
     ------
@@ -314,10 +315,29 @@ def require_deterministic(model: nn.Module, batch: Batch, forward: Forward) -> N
     """
     with torch.no_grad():
         first, second = forward(model, batch), forward(model, batch)
-    scale = float(first.abs().max()) or 1.0
-    difference = float((first - second).abs().max())
-    if difference > 1e-4 * scale:
+    if not _is_same(first, second):
         raise NondeterministicModelError(
-            f"The model gives different outputs on the same input (by {difference:.3g}). "
+            f"The model gives different outputs on the same input (by {float((first - second).abs().max()):.3g}). "
             "Switch off what is random in its forward (dropout with training=True, sampling)."
         )
+    return first
+
+
+def runs_channels_last(model: nn.Module, batch: Batch, forward: Forward, output: Tensor) -> bool:
+    """Whether a model on a CPU gives the same ``output`` from images with channels last in memory.
+
+    Convolutions are faster then. Some models ask for views that only the usual order of memory has, or read memory by
+    strides of their own.
+    """
+    images = batch.channels_last()
+    if images is batch or output.device.type != "cpu":
+        return False
+    with torch.no_grad(), suppress(DataError):
+        return _is_same(output, forward(model, images))
+    return False
+
+
+def _is_same(first: Tensor, second: Tensor) -> bool:
+    """Whether two outputs differ by no more than rounding."""
+    scale = float(first.abs().max()) or 1.0
+    return float((first - second).abs().max()) <= 1e-4 * scale

@@ -282,7 +282,12 @@ class Images(nn.Module):
 def test_memory_of_images_is_in_the_order_that_convolutions_are_fast_in_and_that_the_model_takes():
     measured = {}
     x = X.double()
-    for name, flatten in {"any": lambda t: t.flatten(1), "usual": lambda t: t.view(len(t), -1)}.items():
+    forms = {
+        "any": lambda t: t.flatten(1),
+        "view": lambda t: t.view(len(t), -1),
+        "strides": lambda t: t.as_strided((len(t), 48), (48, 1)),
+    }
+    for name, flatten in forms.items():
         model = initialised(Images(flatten)).double()
         measured[name] = profile(model, (x, Y), CHIP, batch_size=32)
         channels_last = [stride[1] == 1 for stride in model.strides]
@@ -291,12 +296,12 @@ def test_memory_of_images_is_in_the_order_that_convolutions_are_fast_in_and_that
         else:  # tried once
             assert channels_last.count(True) == 1
             assert channels_last[-3:] == [False] * 3
-    for kind, damage in measured["any"].damage.items():
-        np.testing.assert_allclose(measured["usual"].damage[kind], damage, rtol=1e-10)
-        np.testing.assert_allclose(
-            measured["usual"].margins.site_covariance[kind], measured["any"].margins.site_covariance[kind], rtol=1e-5
-        )
-    assert [site.output_range for site in measured["usual"].sites] == [
-        pytest.approx(site.output_range, rel=1e-6) for site in measured["any"].sites
-    ]
+    expected = measured["any"]
+    for usual in (measured["view"], measured["strides"]):
+        for kind, damage in expected.damage.items():
+            np.testing.assert_allclose(usual.damage[kind], damage, rtol=1e-10)
+            covariance = expected.margins.site_covariance[kind]
+            np.testing.assert_allclose(usual.margins.site_covariance[kind], covariance, rtol=1e-5)
+        for one, other in zip(usual.sites, expected.sites, strict=True):
+            assert one.output_range == pytest.approx(other.output_range, rel=1e-6)
     assert x.is_contiguous()
