@@ -37,8 +37,8 @@ LARGEST = 2**25 - 2**16
 def keep_freed_memory() -> None:
     """Free one large block, after which glibc keeps what is freed for the next step.
 
-    Until a program happens to do so, learning takes a third more, for fresh pages at every step: what ran before would
-    decide on its time.
+    Until a program happens to do so, learning spends much of its time on fresh pages at every step: what ran before
+    would decide on it.
     """
     torch.empty(LARGEST, dtype=torch.uint8)
 

@@ -123,7 +123,9 @@ def profile(
         require_finite(clean)
         judged.require_sound(clean, first)
         tried = first.take(_TRIED)
-        result = require_deterministic(ready, tried, judged.forward)
+        channels_last = runs_channels_last(
+            ready, tried, judged.forward, require_deterministic(ready, tried, judged.forward)
+        )
         _check_labels(source, judged, clean)
         margins = min(margins, clean.shape[1] - 1) if judged.has_margins else 0
         options = Options(hardware.kinds, seed, batch_size, margins, prediction_examples, range_percentile)
@@ -131,7 +133,6 @@ def profile(
         measurement = Measurement(options, judged, found.counts, first.size, layouts, source.examples)
         keeper = Checkpoint(checkpoint, f"{model_hash(model)} {data_hash(source)} {judged.name} {options}")
         with keeper.running(measurement.state, measurement.restore):
-            channels_last = runs_channels_last(ready, tried, judged.forward, result)
             _run(ready, source, measurement, keeper, progress, channels_last)
         provenance = Provenance(
             model=name or type(model).__name__,

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from precalloc import allocate, calibrate, compensate, profile, refine, safeguard, sites, validate
 from precalloc.network import compensation, images
+from precalloc.network.batches import Batch
 from precalloc.network.compensation import Effort, estimate
 from precalloc.network.data import as_data
 from precalloc.network.data_files import load_data
@@ -290,6 +291,7 @@ def test_memory_of_images_is_in_the_order_that_convolutions_are_fast_in_and_that
     for name, flatten in forms.items():
         model = initialised(Images(flatten)).double()
         measured[name] = profile(model, (x, Y), CHIP, batch_size=32)
+        assert x.is_contiguous()
         channels_last = [stride[1] == 1 for stride in model.strides]
         if name == "any":
             assert channels_last[-3:] == [True] * 3
@@ -304,4 +306,15 @@ def test_memory_of_images_is_in_the_order_that_convolutions_are_fast_in_and_that
             np.testing.assert_allclose(usual.margins.site_covariance[kind], covariance, rtol=1e-5)
         for one, other in zip(usual.sites, expected.sites, strict=True):
             assert one.output_range == pytest.approx(other.output_range, rel=1e-6)
-    assert x.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_images_of_any_type_are_laid_out_anew_and_nothing_else(dtype):
+    image, rest = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5).to(dtype), torch.ones(2, 7)
+    laid_out = Batch({"x": [image, rest]}, torch.zeros(2), start=6).channels_last()
+    assert laid_out.inputs["x"][0].stride() == (60, 1, 15, 3)
+    assert torch.equal(laid_out.inputs["x"][0], image)
+    assert laid_out.inputs["x"][1] is rest
+    assert laid_out.start == 6
+    text = Batch({"x": rest}, None)
+    assert text.channels_last() is text

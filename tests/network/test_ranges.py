@@ -83,17 +83,18 @@ def test_room_for_somewhat_more_than_expected():
     assert found_range(chunks, 99.0, expected=10000) == pytest.approx(expected_range(torch.cat(chunks), 99.0), rel=1e-9)
 
 
-@pytest.mark.parametrize("cut", [0, 3, 6])
-def test_goes_on_from_its_state(cut):
+@pytest.mark.parametrize("p", [99.9, 75.0])  # with tails that are full at once, and that are not until the third chunk
+@pytest.mark.parametrize("cut", [0, 1, 3, 6])
+def test_goes_on_from_its_state(cut, p):
     chunks = list(normal(6, 7000).split(1000))
-    first = TailRange(99.9, 7000)
+    first = TailRange(p, 7000)
     for chunk in chunks[:cut]:
         first.update(chunk)
-    second = TailRange(99.9, 7000)
+    second = TailRange(p, 7000)
     second.restore(*first.state())
     for chunk in chunks[cut:]:
         second.update(chunk)
-    assert second.value() == found_range(chunks, 99.9)
+    assert second.value() == found_range(chunks, p)
 
 
 def test_nothing_seen_has_no_range():
