@@ -43,8 +43,8 @@ from precalloc.profiles import FloatArray
 
 # -u^2 / 2 where the density has vanished; beyond, denormal numbers are slow.
 _FAR = -80.0
-# Steps of which each estimates curvature, after which it is every so many; and how many estimates are averaged over.
-_CURVATURE_EVERY, _CURVATURE_MEMORY = 4, 4
+# Steps from one estimate of curvature to the next; and how many estimates are averaged over.
+_CURVATURE_EVERY, _CURVATURE_MEMORY = 8, 4
 # Steps that tell how much of the draws' slope the integrals account for.
 _TOTALS_MEMORY = 10
 _RECTIFIERS = ("relu", "relu_")
@@ -84,7 +84,7 @@ class Blend:
     @staticmethod
     def bends(step: int) -> bool:
         """Whether the curvature is to be estimated anew in a step; from one to the next it is held."""
-        return step < _CURVATURE_EVERY or step % _CURVATURE_EVERY == 0
+        return step % _CURVATURE_EVERY == 0
 
     def slopes(self, parts: Sequence[IntegratedSlopes], weight: float, k: FloatArray) -> Slopes:
         """Mean slopes of a step's parts, of this weight in all, at K (channels,)."""

@@ -57,15 +57,14 @@ from precalloc.refinements import REFINED, Refinement
 _DESCENT, _CHECK = 201, 202
 # Fewer cannot tell a gradient from its noise.
 _LEAST_STEPS = 4
-# Steps, and the length of the first in log K: ever shorter, they reach a factor of four with corrections at work and of
-# 26 and more without, where K alone bears the shift of means and has farther to go; longer steps serve channels there.
-_COMPENSATED, _LAYERS, _CHANNELS = Schedule(24, 0.12), Schedule(40, 0.16), Schedule(40, 0.24)
-# Length of the first step of the scales of corrections: 24 reach 1.8 to either side of one.
-_SCALE_LENGTH = 0.15
+# Steps, and the length of the first in log K: ever shorter, they reach a factor of three with corrections at work and of
+# twelve and more without, where K alone bears the shift of means and has farther to go; longer steps serve channels
+# there.
+_COMPENSATED, _LAYERS, _CHANNELS = Schedule(16, 0.135), Schedule(24, 0.2), Schedule(24, 0.3)
+# Length of the first step of the scales of corrections: 16 reach 1.9 to either side of one.
+_SCALE_LENGTH = 0.225
 # Examples of a step by default, and of the comparison at most.
-STEP_EXAMPLES, CHECK_EXAMPLES = 6, 256
-# Examples that are compared at a time at most: their noise is kept for all K maps, and should stay in the cache.
-_CHECK_AT_ONCE = 16
+STEP_EXAMPLES, CHECK_EXAMPLES = 8, 256
 # Places of what is compared; the last two where the start has corrections.
 _START, _REFINED, _SCALED, _BARE = range(4)
 
@@ -106,7 +105,7 @@ def refine(
     task, forward_fn, loss_fn, metric_fn, output
         As for `precalloc.profile`.
     steps, step_examples
-        Stochastic steps, by default 24 from a compensated start and 40 from any other, and examples of each; every
+        Stochastic steps, by default 16 from a compensated start and 24 from any other, and examples of each; every
         example takes one noisy pass with gradients.
     batch_size
         Examples at a time at most; bounds the memory, and changes results by rounding alone.
@@ -152,8 +151,7 @@ def refine(
             descent.go(progress, keeper)
             plans, checked = descent.plans(), first(held_out, CHECK_EXAMPLES)
             seeds = [derived_seed(seed, _CHECK, draw) for draw in range(draws)]
-            at_once = min(batch_size, _CHECK_AT_ONCE)
-            seen = Comparison.of(ready, checked, [plan.kmap() for plan in plans], seeds, at_once, progress)
+            seen = Comparison.of(ready, checked, [plan.kmap() for plan in plans], seeds, batch_size, progress)
     return _best(plans, seen, schedule.steps)
 
 

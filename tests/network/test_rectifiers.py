@@ -143,4 +143,4 @@ def test_a_blend_of_draws_that_want_less_energy_is_the_draws():
 
 
 def test_curvature_is_estimated_often_at_first():
-    assert [step for step in range(14) if Blend.bends(step)] == [0, 1, 2, 3, 4, 8, 12]
+    assert [step for step in range(20) if Blend.bends(step)] == [0, 8, 16]

@@ -166,7 +166,7 @@ def test_refinement_wins_where_noise_shifts_means(granularity):
         refined = refine(model, x, found, start)
         assert refined.energy_joule <= start.budget_joule * (1 + 1e-9)
         assert refined.refinement.kept or refined.by_site == start.by_site
-        assert "40 steps" in refined.refinement.describe()
+        assert "24 steps" in refined.refinement.describe()
         gains.append(noisy_loss(model, fresh, start) - noisy_loss(model, fresh, refined))
     gain = np.concatenate(gains)
     assert gain.mean() > Z * gain.std() / len(gain) ** 0.5
@@ -437,7 +437,7 @@ def test_a_compensated_start_is_refined_with_its_corrections_at_work():
     assert start.bias_corrections
     refined = refine(model, data, found, start, draws=8)
     assert refined.refinement.kept
-    assert refined.refinement.steps == 24
+    assert refined.refinement.steps == 16
     assert refined.bias_corrections.keys() == start.bias_corrections.keys()
     assert not refined.notes
     for name, correction in start.bias_corrections.items():
