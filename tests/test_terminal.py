@@ -88,7 +88,7 @@ def test_every_part_of_the_demo_is_announced_in_order(tmp_path):
         "Profiling for shot noise",
         "Calibrating predictions",
         "Compensating the allocation and uniform K.",
-        "Refining: 16 noisy passes of 8 examples with gradients, and a comparison on up to 256 held-out ones.",
+        "Refining: 12 noisy passes of 12 examples with gradients, and a comparison on up to 256 held-out ones.",
         "Comparing the allocation with uniform K",
         "Simulating",
     )

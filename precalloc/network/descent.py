@@ -27,7 +27,7 @@ import numpy.typing as npt
 from precalloc.profiles import FloatArray
 from solvers import Problem
 
-_MOMENTUM, _MEMORY = 0.9, 0.99
+_MOMENTUM, _MEMORY = 0.8, 0.95
 _TINY = 1e-30
 # Logarithm of the scales that K may be brought to a budget by, either way, and how precisely.
 _FARTHEST, _PRECISION = 50.0, 1e-15

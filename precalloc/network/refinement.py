@@ -57,14 +57,14 @@ from precalloc.refinements import REFINED, Refinement
 _DESCENT, _CHECK = 201, 202
 # Fewer cannot tell a gradient from its noise.
 _LEAST_STEPS = 4
-# Steps, and the length of the first in log K: ever shorter, they reach a factor of three with corrections at work and of
-# twelve and more without, where K alone bears the shift of means and has farther to go; longer steps serve channels
+# Steps, and the length of the first in log K: ever shorter, they reach a factor of 2.6 with corrections at work and of
+# fifteen and more without, where K alone bears the shift of means and has farther to go; longer steps serve channels
 # there.
-_COMPENSATED, _LAYERS, _CHANNELS = Schedule(16, 0.135), Schedule(24, 0.2), Schedule(24, 0.3)
-# Length of the first step of the scales of corrections: 16 reach 1.9 to either side of one.
-_SCALE_LENGTH = 0.225
+_COMPENSATED, _LAYERS, _CHANNELS = Schedule(12, 0.15), Schedule(20, 0.26), Schedule(20, 0.38)
+# Length of the first step of the scales of corrections: 12 reach 1.3 to either side of one.
+_SCALE_LENGTH = 0.2
 # Examples of a step by default, and of the comparison at most.
-STEP_EXAMPLES, CHECK_EXAMPLES = 8, 256
+STEP_EXAMPLES, CHECK_EXAMPLES = 12, 256
 # Places of what is compared; the last two where the start has corrections.
 _START, _REFINED, _SCALED, _BARE = range(4)
 
@@ -105,7 +105,7 @@ def refine(
     task, forward_fn, loss_fn, metric_fn, output
         As for `precalloc.profile`.
     steps, step_examples
-        Stochastic steps, by default 16 from a compensated start and 24 from any other, and examples of each; every
+        Stochastic steps, by default 12 from a compensated start and 20 from any other, and examples of each; every
         example takes one noisy pass with gradients.
     batch_size
         Examples at a time at most; bounds the memory, and changes results by rounding alone.
