@@ -67,7 +67,7 @@ def test_learning_is_for_the_budget_and_the_granularity(files, command, monkeypa
     assert choose_estimator(*asked[0]) == Learned("2x", "channel")
 
 
-@pytest.mark.parametrize(("compensation", "steps"), [("--compensate", 24), ("--no-compensate", 40)])
+@pytest.mark.parametrize(("compensation", "steps"), [("--compensate", 12), ("--no-compensate", 20)])
 def test_allocate_refines_by_itself_and_says_what_that_won(files, compensation, steps):
     result = run("allocate", files, "--out", files / "out", "--budget", "2x", compensation)
     assert result.exit_code == 0, result.output
