@@ -27,6 +27,7 @@ import numpy.typing as npt
 from precalloc.profiles import FloatArray
 from solvers import Problem
 
+# Of gradients and of their squares; longer ones would hold what a dozen or two of steps have left behind.
 _MOMENTUM, _MEMORY = 0.8, 0.95
 _TINY = 1e-30
 # Logarithm of the scales that K may be brought to a budget by, either way, and how precisely.
