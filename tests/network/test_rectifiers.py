@@ -142,5 +142,5 @@ def test_a_blend_of_draws_that_want_less_energy_is_the_draws():
     np.testing.assert_array_equal(found.sensitivity, drawn)
 
 
-def test_curvature_is_estimated_often_at_first():
+def test_curvature_is_estimated_in_every_eighth_step():
     assert [step for step in range(20) if Blend.bends(step)] == [0, 8, 16]

@@ -429,15 +429,17 @@ def test_corrections_are_scaled_where_k_has_nowhere_to_go(factor):
 
 
 def test_a_compensated_start_is_refined_with_its_corrections_at_work():
+    """Noise is strong here: in twelve steps it depends on the seed what is won, in forty it is not."""
     model, x, fresh = initialised(Pooled(), seed=2), normal(3, 480, 1, 68), normal(4, 300, 1, 68)
     chip = dataclasses.replace(hardware((THERMAL,), levels={THERMAL: 0.2}), digital_biases=True)
     data = {"x": x, "y": model(x).detach()}  # squared error surely gains from means that are right
     found = profile(model, data, chip, margins=0)
     start = compensate(model, data, allocate(found, "4x", hardware=chip, granularity="channel"))
     assert start.bias_corrections
-    refined = refine(model, data, found, start, draws=8)
+    assert refinement.schedule_of(start).steps == 12
+    refined = refine(model, data, found, start, steps=40, draws=8)
     assert refined.refinement.kept
-    assert refined.refinement.steps == 12
+    assert refined.refinement.steps == 40
     assert refined.bias_corrections.keys() == start.bias_corrections.keys()
     assert not refined.notes
     for name, correction in start.bias_corrections.items():
